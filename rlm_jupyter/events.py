@@ -1,0 +1,241 @@
+"""What happens in a run, as facts: typed, frozen, numbered, append-only.
+
+Events are the seam between doing and showing: the loop, the LM handler and the kernels only ever emit them; the trace and
+the views only ever read them. Their shape is versioned (`VERSION`), since they are also what a trace file holds.
+
+An event never holds the context, a provider key or more than `TEXT_CAP` characters of any text: longer texts are cut in the
+middle by `clip`, and say by how much. All texts are untrusted: whoever shows one escapes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any, get_type_hints
+
+VERSION = 1
+TEXT_CAP = 64 * 1024
+
+
+def clip(text: str, cap: int = TEXT_CAP) -> str:
+    """Cut `text` to about `cap` characters, head and tail kept, saying how many characters were left out."""
+    if len(text) <= cap:
+        return text
+    half = cap // 2
+    return f"{text[:half]}\n[... {len(text) - 2 * half:,} characters left out ...]\n{text[-half:]}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one or more requests. `estimated`: at least one figure is ours, not the provider's."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    estimated: bool = False
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.estimated or other.estimated,
+        )
+
+    @property
+    def total_tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One fact. `run` and `number` name it for good; `at` is in seconds since the epoch; `node` is the RLM it belongs to."""
+
+    run: str = ""
+    number: int = 0
+    at: float = 0.0
+    node: str = "0"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": type(self).__name__, "version": VERSION, **dataclasses.asdict(self)}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), separators=(",", ":"))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted(Event):
+    """A run begins. `settings` is `RunSettings.to_dict()`; the context is told by type, size, digest and description only."""
+
+    question: str
+    settings: dict[str, Any]
+    context_type: str
+    context_size: int
+    context_digest: str
+    context_description: str
+    isolation: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class KernelStarted(Event):
+    """A kernel is ready. `how`: spare, forked or cold."""
+
+    kernel: int
+    how: str
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class IterationStarted(Event):
+    """The root LM is about to be asked for the `iteration`-th time (from 1) of at most `of`."""
+
+    iteration: int
+    of: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ReplyPart(Event):
+    """A piece of the root LM's reply as it streams in. Live only: never in a trace file."""
+
+    iteration: int
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ReplyRestarted(Event):
+    """What streamed in so far is void: the request is being sent again. Live only."""
+
+    iteration: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ReplyEnded(Event):
+    """The root LM's whole reply, with what it took. `cost` is in dollars, None where no price is known."""
+
+    iteration: int
+    text: str
+    finish_reason: str
+    usage: Usage
+    cost: float | None
+    attempts: int
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CellStarted(Event):
+    """Code begins to run in the kernel. `cell` counts the cells of the node, from 1; `iteration` 0 is set-up code."""
+
+    iteration: int
+    cell: int
+    code: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CellOutput(Event):
+    """A piece of a cell's output. `stream`: stdout, stderr, result, display or error (a traceback). No ANSI codes."""
+
+    cell: int
+    stream: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CellEnded(Event):
+    """A cell came to its end. `status`: ok, error, interrupted or died. `omitted`: bytes of output that were not kept."""
+
+    cell: int
+    status: str
+    error: str
+    omitted: int
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CallStarted(Event):
+    """A sub-call is about to be made. `call` is its id; `batch` the id it shares with the others of one batch, or ''."""
+
+    call: str
+    batch: str
+    cell: int
+    model: str
+    prompt: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CallEnded(Event):
+    """A sub-call has its reply, or its `error` ('' where it went well)."""
+
+    call: str
+    cell: int
+    reply: str
+    error: str
+    usage: Usage
+    cost: float | None
+    attempts: int
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRetried(Event):
+    """One attempt failed and another follows after `wait` seconds. `call` is '' for the root LM."""
+
+    call: str
+    attempt: int
+    error: str
+    wait: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Notice(Event):
+    """A line that the user should read: no price known, a nudge, a refused call, a kernel that had to be killed."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunEnded(Event):
+    """The end, with the totals of the whole tree as the host's ledger has them. `answer` is text, '' where there is none."""
+
+    status: str
+    limit: str
+    answer: str
+    answer_type: str
+    error: str
+    calls: int
+    usage: Usage
+    cost: float | None
+    seconds: float
+
+
+LIVE_ONLY: tuple[type[Event], ...] = (ReplyPart, ReplyRestarted)
+
+Emit = Callable[[Event], None]
+"""How the loop, the handler and the kernels tell an event: run, number and time are filled in by the run."""
+
+_KINDS: dict[str, type[Event]] = {
+    cls.__name__: cls
+    for cls in (
+        RunStarted, KernelStarted, IterationStarted, ReplyPart, ReplyRestarted, ReplyEnded, CellStarted, CellOutput, CellEnded,
+        CallStarted, CallEnded, RequestRetried, Notice, RunEnded,
+    )
+}  # fmt: skip
+
+
+def from_dict(data: dict[str, Any]) -> Event:
+    """Read an event back. A ValueError names what is missing, unknown or of another version."""
+    fields = dict(data)
+    kind, version = fields.pop("kind", None), fields.pop("version", None)
+    if version != VERSION:
+        raise ValueError(f"an event of version {version!r}; this release reads version {VERSION}")
+    cls = _KINDS.get(kind) if isinstance(kind, str) else None
+    if cls is None:
+        raise ValueError(f"an event of unknown kind {kind!r}")
+    names = {field.name for field in dataclasses.fields(cls)}
+    if unknown := fields.keys() - names:
+        raise ValueError(f"{kind} has unknown fields: {', '.join(sorted(map(str, unknown)))}")
+    if missing := names - fields.keys():
+        raise ValueError(f"{kind} lacks fields: {', '.join(sorted(missing))}")
+    if "usage" in names and get_type_hints(cls)["usage"] is Usage:
+        fields["usage"] = Usage(**fields["usage"])
+    return cls(**fields)

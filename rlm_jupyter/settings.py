@@ -1,0 +1,166 @@
+"""The settings of one run: one frozen object that round-trips through JSON, and the caps that bound memory.
+
+Every way in (the magic's options, `%config` traits, environment variables, the arguments of `RLM`) ends here, so what is
+checked here is checked once. Nothing is read from a file of the folder one happens to be in. A provider key is never a
+setting: only the *name* of the variable that holds it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import keyword
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rlm_jupyter.errors import SettingsError
+
+MIB = 1024 * 1024
+
+FRAME_CAP = 16 * MIB
+"""One frame of a stream."""
+PROMPT_CAP = 32 * MIB
+"""One prompt or one reply of a sub-LM."""
+BATCH_CAP = 100_000
+"""Prompts in one batch."""
+OUTPUT_CAP = 256 * 1024
+"""Output kept of one cell, half of it from the head and half from the tail."""
+VALUE_CAP = 1024 * MIB
+"""One final value."""
+CONTEXT_CAP = 8 * 1024 * MIB
+"""One context."""
+
+ENVIRONMENTS: Mapping[str, str] = {
+    "local": "not isolated: the code runs with your own rights on this machine",
+}
+"""Where the code that the LM writes can run, with the isolation told truthfully."""
+
+Price = tuple[float, float]
+"""Dollars per million input tokens, dollars per million output tokens."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Give `; did you mean X?` where something known is close to `name`, else the list of what is known."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(names) or 'none'}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """Everything that decides how a run goes. Construction checks it; a `SettingsError` names the option to change.
+
+    Attributes
+    ----------
+    model, sub_model
+        The root LM and the LM of the sub-calls (None: the root's).
+    base_url, api_key_env
+        Of an OpenAI-compatible server, and the name of the environment variable that holds its key.
+    environment, kernel, setup_code
+        Where the code runs, the kernelspec it runs in (None: the notebook's own interpreter), code to run first.
+    allowed_models
+        What code in the REPL may name besides the run's models.
+    max_iterations, max_calls, max_tokens, max_cost, timeout
+        Caps: turns of the root LM; requests of every kind, retries included; tokens in and out; dollars; seconds.
+    max_output_tokens, max_concurrency, max_retries
+        Of one reply; requests under way at once; further attempts after a failed one.
+    cost_is_explicit
+        Whether the user asked for `max_cost`: then a model without a known price is refused.
+    prices
+        Model to (dollars per million input tokens, dollars per million output tokens), over the built-in table.
+    sampling
+        Further arguments of a chat completion (`temperature`, `reasoning_effort`, ...), sent as they are.
+    """
+
+    model: str = ""
+    sub_model: str | None = None
+    base_url: str | None = None
+    api_key_env: str | None = None
+    environment: str = "local"
+    kernel: str | None = None
+    setup_code: str | None = None
+    allowed_models: tuple[str, ...] = ()
+    max_iterations: int = 30
+    max_depth: int = 1
+    max_calls: int = 1000
+    max_tokens: int | None = None
+    max_cost: float | None = 2.0
+    cost_is_explicit: bool = False
+    timeout: float = 1800.0
+    max_output_tokens: int = 8192
+    max_concurrency: int = 32
+    max_retries: int = 4
+    prices: Mapping[str, Price] = dataclasses.field(default_factory=dict)
+    sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    keep_trace: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise SettingsError(
+                "no model chosen: add --model gpt-5-mini (or --model demo, which needs no key), "
+                'or set a default with %config RLMMagics.model = "gpt-5-mini"'
+            )
+        if self.environment not in ENVIRONMENTS:
+            raise SettingsError(
+                f"no environment is named {self.environment!r}{did_you_mean(self.environment, ENVIRONMENTS)}"
+            )
+        for name in ("max_iterations", "max_calls", "max_output_tokens", "max_concurrency", "max_depth"):
+            _check_positive(name, getattr(self, name), whole=True)
+        for name in ("timeout", "max_cost", "max_tokens"):
+            if getattr(self, name) is not None:
+                _check_positive(name, getattr(self, name), whole=name == "max_tokens")
+        if isinstance(self.max_retries, bool) or not isinstance(self.max_retries, int) or self.max_retries < 0:
+            raise SettingsError(f"max_retries must be a whole number, 0 or more, not {self.max_retries!r}")
+        if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
+            raise SettingsError(f"--base-url must begin with http:// or https://, not {self.base_url!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain JSON values, from which `from_dict` makes an equal object."""
+        data = dataclasses.asdict(self)
+        data["allowed_models"] = list(self.allowed_models)
+        data["prices"] = {model: list(price) for model, price in self.prices.items()}
+        data["sampling"] = dict(self.sampling)
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RunSettings:
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in data:
+            if name not in known:
+                raise SettingsError(f"no setting is named {name!r}{did_you_mean(name, known)}")
+        fields = dict(data)
+        if "allowed_models" in fields:
+            fields["allowed_models"] = tuple(fields["allowed_models"])
+        if "prices" in fields:
+            fields["prices"] = {model: (float(price[0]), float(price[1])) for model, price in fields["prices"].items()}
+        return cls(**fields)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> RunSettings:
+        return cls.from_dict(json.loads(text))
+
+    def sub(self) -> str:
+        """Give the LM of the sub-calls."""
+        return self.sub_model or self.model
+
+
+def _check_positive(name: str, value: Any, *, whole: bool) -> None:
+    option = "--" + name.replace("_", "-")
+    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not number or not value > 0 or not math.isfinite(value):
+        kind = "a whole number above 0" if whole else "a number above 0"
+        raise SettingsError(f"{option} must be {kind}, not {value!r}")
+
+
+def check_variable_name(name: str, reserved: Iterable[str] = ()) -> str:
+    """Give `name` back if it may be written to the user's namespace; else a `SettingsError` that says what to type."""
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise SettingsError(f"--out {name}: not a variable name; type a plain identifier, such as --out answer")
+    if name in reserved or (name.startswith("_") and (name.endswith("__") or name.strip("_iho0123456789") == "")):
+        raise SettingsError(f"--out {name}: this name belongs to IPython; choose another, such as --out answer")
+    return name
