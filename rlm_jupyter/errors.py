@@ -22,7 +22,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rlm_jupyter.rlm import RLMResult
+    from rlm_jupyter.result import RLMResult
 
 
 class RLMError(Exception):
@@ -36,9 +36,7 @@ class RLMError(Exception):
 
     def _render_traceback_(self) -> list[str]:
         """Show one short error in IPython instead of our call stack (IPython's protocol for this)."""
-        return [
-            f"{type(self).__name__}: {line}" if n == 0 else line for n, line in enumerate(str(self).split("\n")[:4])
-        ]
+        return [f"{type(self).__name__}: {line}" if n == 0 else line for n, line in enumerate(str(self).split("\n")[:4])]
 
 
 class SettingsError(RLMError, ValueError):

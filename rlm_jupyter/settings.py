@@ -103,9 +103,7 @@ class RunSettings:
                 'or set a default with %config RLMMagics.model = "gpt-5-mini"'
             )
         if self.environment not in ENVIRONMENTS:
-            raise SettingsError(
-                f"no environment is named {self.environment!r}{did_you_mean(self.environment, ENVIRONMENTS)}"
-            )
+            raise SettingsError(f"no environment is named {self.environment!r}{did_you_mean(self.environment, ENVIRONMENTS)}")
         for name in ("max_iterations", "max_calls", "max_output_tokens", "max_concurrency", "max_depth"):
             _check_positive(name, getattr(self, name), whole=True)
         for name in ("timeout", "max_cost", "max_tokens"):

@@ -18,11 +18,10 @@ from typing import Any
 import platformdirs
 
 from rlm_jupyter import events
-from rlm_jupyter.events import Event, Usage
+from rlm_jupyter.events import CellOutput, Event, Usage
 
 FILE_CAP = 64 * 1024 * 1024
 FOLDER_CAP = 1024 * 1024 * 1024
-OUTPUT_CAP = 256 * 1024
 
 
 @dataclasses.dataclass(slots=True)
@@ -196,7 +195,7 @@ class Trace:
             self.cost = (self.cost or 0.0) + cost
 
     @staticmethod
-    def _output(cell: Cell, event: events.CellOutput) -> None:
+    def _output(cell: Cell, event: CellOutput) -> None:
         last = cell.outputs[-1] if cell.outputs else None
         if last is not None and last.stream == event.stream and event.stream in ("stdout", "stderr"):
             last.text += event.text
