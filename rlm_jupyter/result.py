@@ -1,0 +1,60 @@
+"""What a run gives back."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from rlm_jupyter.events import Usage
+from rlm_jupyter.trace import Trace
+
+if TYPE_CHECKING:
+    from rlm_jupyter.errors import RLMError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RLMResult:
+    """The outcome of a run, whole or partial.
+
+    Attributes
+    ----------
+    response
+        The answer as text; "" where there is none.
+    value
+        The answer with its type (JSON values and text); None where there is none.
+    status
+        `answered`; `unmarked` (prose instead of FINAL_VAR after two nudges); `limit`; `stopped`; `failed`.
+    limit
+        The cap that ended the run (`max_calls`, `max_cost`, ...), or None.
+    iterations, calls
+        Turns of the root LM; requests of every kind, retries included.
+    usage, cost
+        Tokens, and dollars (None where a price is not known) of the whole run.
+    seconds
+        From the start to the end.
+    trace
+        Everything that happened, as a tree.
+    error
+        What went wrong, or None.
+    """
+
+    response: str
+    value: Any
+    status: str
+    limit: str | None
+    iterations: int
+    calls: int
+    usage: Usage
+    cost: float | None
+    seconds: float
+    trace: Trace
+    error: RLMError | None = None
+
+    def __repr__(self) -> str:
+        text = self.response if len(self.response) <= 200 else self.response[:200] + "..."
+        return f"RLMResult(status={self.status!r}, response={text!r}, iterations={self.iterations}, calls={self.calls})"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        from rlm_jupyter.widgets import html, text
+
+        return {"text/html": html.render(self.trace), "text/plain": text.render(self.trace)}
