@@ -1,6 +1,7 @@
 """A user's object -> the bytes that reach the kernel, and the description that the LM plans on.
 
-The LM never sees the context, only its description: type, size, shape and a short preview. The bytes are bound to a SHA-256
+The LM never sees the context, only its description: type, size, shape and a preview, which is never more than a quarter of
+what it previews, so that a short context is not given away whole. The bytes are bound to a SHA-256
 digest which the kernel checks, so that `context` arrives exact or not at all. What is not supported is refused by name and
 place, before anything is started. Nothing here reads a file that the user did not name.
 """
@@ -14,9 +15,10 @@ import decimal
 import fractions
 import hashlib
 import io
+import itertools
 import pickle
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -173,14 +175,10 @@ def _check_factory(where: str, item: Any) -> None:
 
 
 def _short(value: Any, limit: int = PREVIEW_OF_ITEM) -> str:
-    text = (
-        repr(value[:limit])
-        if isinstance(value, (str, bytes))
-        else repr(value)
-        if type(value) in _LEAVES
-        else type(value).__name__
-    )
-    return text if len(text) <= limit + 2 else text[:limit] + "..."
+    if isinstance(value, (str, bytes, bytearray)):
+        return repr(value[:limit]) + ("..." if len(value) > limit else "")
+    text = repr(value) if type(value) in _LEAVES else type(value).__name__
+    return text if len(text) <= limit else text[:limit] + "..."
 
 
 def _sized(value: Any) -> str:
@@ -188,14 +186,13 @@ def _sized(value: Any) -> str:
     kind = type(value).__name__
     if isinstance(value, (str, bytes, bytearray)):
         unit = "characters" if isinstance(value, str) else "bytes"
-        dots = "..." if len(value) > PREVIEW_OF_ITEM else ""
-        return f"{kind}, {len(value):,} {unit}: {_short(value)}{dots}"
+        return f"{kind}, {len(value):,} {unit}: {_short(value, min(PREVIEW_OF_ITEM, len(value) // 4))}"
     if type(value) in _MAPPINGS or type(value) in _SEQUENCES:
         return f"{kind}, {len(value):,} items"
     return f"{kind}: {_short(value)}"
 
 
-def _kinds(values: Any) -> str:
+def _kinds(values: Iterable[Any]) -> str:
     counts = collections.Counter(type(value).__name__ for value in values)
     return ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common(6))
 
@@ -203,22 +200,28 @@ def _kinds(values: Any) -> str:
 def _describe_text(text: str) -> str:
     lines = text.count("\n") + 1
     head = f"`context` is a str of {len(text):,} characters in {lines:,} lines."
-    if len(text) <= PREVIEW_CHARACTERS:
-        return f"{head} All of it:\n{text}"
-    return f"{head} It begins:\n{text[:PREVIEW_CHARACTERS]}"
+    shown = text[: min(PREVIEW_CHARACTERS, len(text) // 4)]
+    return f"{head} It begins:\n{shown}" if shown else head
 
 
 def _describe_list(items: list[Any]) -> str:
-    size = sum(len(item) for item in items if isinstance(item, str))
-    total = f", {size:,} characters of text in all" if size else ""
-    head = f"`context` is a list of {len(items):,} items ({_kinds(items) or 'empty'}{total})."
-    rows = [f"[{place}] {_sized(item)}" for place, item in enumerate(items[:PREVIEW_ITEMS])]
-    return "\n".join([head, *rows, *(["..."] if len(items) > PREVIEW_ITEMS else [])])
+    shown = _shown(len(items))
+    rows = [f"[{place}] {_sized(item)}" for place, item in enumerate(items[:shown])]
+    return _table(f"`context` is a list of {len(items):,} items", items, rows)
 
 
 def _describe_dict(items: Mapping[Any, Any]) -> str:
-    size = sum(len(item) for item in items.values() if isinstance(item, str))
-    total = f", {size:,} characters of text in all" if size else ""
-    head = f"`context` is a dict of {len(items):,} items (values: {_kinds(items.values()) or 'none'}{total})."
-    rows = [f"[{_short(key)}] {_sized(items[key])}" for key in list(items)[:PREVIEW_ITEMS]]
-    return "\n".join([head, *rows, *(["..."] if len(items) > PREVIEW_ITEMS else [])])
+    shown = _shown(len(items))
+    rows = [f"[{_short(key)}] {_sized(items[key])}" for key in itertools.islice(items, shown)]
+    return _table(f"`context` is a dict of {len(items):,} items", items.values(), rows)
+
+
+def _shown(count: int) -> int:
+    return min(PREVIEW_ITEMS, (count + 1) // 2)
+
+
+def _table(head: str, values: Collection[Any], rows: list[str]) -> str:
+    size = sum(len(value) for value in values if isinstance(value, str))
+    total = f"; {size:,} characters of text in all" if size else ""
+    more = ["..."] if len(values) > len(rows) else []
+    return "\n".join([f"{head} (values: {_kinds(values) or 'none'}{total}).", *rows, *more])
