@@ -1,0 +1,207 @@
+"""The recursive loop of one node: ask the LM, read its reply, run the code, feed the output back, finish.
+
+One node owns one kernel and one message list, which only grows. It knows nothing of display, of threads or of how a model
+is reached: it asks an `LMHandler`, runs cells in a `Kernel` and emits events. It refuses to go on after a cap is used up,
+also when the code in the kernel swallows the error that says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import anyio
+
+from rlm_jupyter import events, prompts, replies
+from rlm_jupyter.budget import Budget
+from rlm_jupyter.errors import KernelDied, RLMError
+from rlm_jupyter.kernels.kernel import CellResult, Final, Kernel, Output
+from rlm_jupyter.kernels.messages import CallOutcome, CallRequest
+from rlm_jupyter.lm.client import Message
+from rlm_jupyter.lm.handler import LMHandler
+from rlm_jupyter.settings import RunSettings
+from rlm_jupyter.values import decode
+
+GRACE = 5.0
+"""Seconds that a cell may still run after a cap is used up: time to finish with what it has, not to go on for ever."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answer:
+    """How a node ended: `answered` or `unmarked`, or `limit` with the cap's name; the value and the name of its type."""
+
+    status: str
+    value: Any = None
+    type_name: str = ""
+    limit: str = ""
+    message: str = ""
+
+
+class Node:
+    """One RLM: a kernel that holds the context, and the conversation about it."""
+
+    def __init__(self, settings: RunSettings, kernel: Kernel, handler: LMHandler, budget: Budget, emit: events.Emit) -> None:
+        self._settings = settings
+        self._kernel = kernel
+        self._handler = handler
+        self._budget = budget
+        self._emit = emit
+        self._messages: list[Message] = []
+        self._cells = 0
+        self._ran: list[prompts.Ran] = []
+        self._exhausted = anyio.Event()
+
+    async def answer_calls(self, request: CallRequest) -> Sequence[CallOutcome]:
+        """Answer LM calls that code in the kernel makes, and notice when a cap is used up."""
+        outcomes = await self._handler.answer(request)
+        if self._handler.limit is not None:
+            self._exhausted.set()
+        return outcomes
+
+    async def set_up(self, code: str) -> None:
+        """Run set-up code before anything is spent; a KernelDied or ValueError tells why it did not go well."""
+        await self._run_cell(0, code)
+        if self._ran[-1].status != "ok":
+            last = "".join(output.text for output in self._ran[-1].outputs).strip().rsplit("\n", 1)[-1]
+            raise ValueError(last[:300])
+
+    async def run(self, question: str | None, description: str) -> Answer:
+        """Go round until there is an answer or a cap is used up.
+
+        Raises
+        ------
+        LMError
+            The root LM could not be asked, after the retries it deserves.
+        LimitReached
+            A cap is used up before the next request.
+        KernelDied
+            The kernel is gone, with every variable in it.
+        """
+        self._messages = [
+            {"role": "system", "content": prompts.SYSTEM},
+            {"role": "user", "content": prompts.first_message(question, description, self._left(1))},
+        ]
+        nudges = 0
+        for iteration in range(1, self._settings.max_iterations + 1):
+            reply = await self._ask(iteration)
+            left = self._left(iteration + 1)
+            if reply.blocks:
+                nudges = 0
+                final, skipped = await self._run_blocks(iteration, reply.blocks)
+                if final is not None:
+                    return await self._answer(final)
+                self._tell(prompts.outputs_message(self._ran, skipped, left, cut=self._cut(reply)))
+            elif reply.cut:
+                self._tell(f"{self._cut(reply)}\n\n{prompts.turn_line(left)}")
+            elif reply.final_name is not None:
+                final, skipped = await self._run_blocks(iteration, (f"FINAL_VAR({reply.final_name!r})",))
+                if final is not None:
+                    return await self._answer(final)
+                self._tell(prompts.outputs_message(self._ran, skipped, left))
+            elif reply.final_text is not None:
+                return Answer("answered", reply.final_text, "str")
+            elif nudges == len(prompts.NUDGES):
+                return Answer("unmarked", reply.prose, "str")
+            else:
+                self._emit(events.Notice(text=f"turn {iteration}: the LM wrote no code; it was told how to go on"))
+                self._tell(f"{prompts.NUDGES[nudges]}\n\n{prompts.turn_line(left)}")
+                nudges += 1
+            if self._handler.limit is not None:
+                raise self._handler.limit
+        count = self._settings.max_iterations
+        return Answer("limit", limit="max_iterations", message=f"no answer after {count} iterations (--max-iterations {count})")
+
+    async def _ask(self, iteration: int) -> replies.Reply:
+        self._emit(events.IterationStarted(iteration=iteration, of=self._settings.max_iterations))
+
+        def on_text(text: str) -> None:
+            self._emit(events.ReplyPart(iteration=iteration, text=text))
+
+        reply = await self._handler.ask(self._messages, iteration, on_text)
+        self._messages.append({"role": "assistant", "content": reply.text})
+        return replies.read(reply.text, truncated=reply.finish_reason == "length")
+
+    async def _run_blocks(self, iteration: int, blocks: Sequence[str]) -> tuple[Final | None, int]:
+        """Run a reply's blocks in order up to the first error or the answer; give the answer and how many were skipped."""
+        self._ran = []
+        for place, code in enumerate(blocks):
+            result = await self._run_cell(iteration, code)
+            if result.final is not None:
+                return result.final, 0
+            if result.status != "ok" or self._handler.limit is not None:
+                return None, len(blocks) - place - 1
+        return None, 0
+
+    async def _run_cell(self, iteration: int, code: str) -> CellResult:
+        self._cells += 1
+        cell = self._cells
+        outputs: list[Output] = []
+        self._emit(events.CellStarted(iteration=iteration, cell=cell, code=events.clip(code)))
+
+        def on_output(output: Output) -> None:
+            outputs.append(output)
+            self._emit(events.CellOutput(cell=cell, stream=output.stream, text=events.clip(output.text)))
+
+        def ended(status: str, error: str, omitted: int = 0) -> None:
+            seconds = time.monotonic() - started
+            self._emit(
+                events.CellEnded(cell=cell, status=status, error=events.clip(error, 1000), omitted=omitted, seconds=seconds)
+            )
+
+        started = time.monotonic()
+        try:
+            result = await self._execute(code, on_output)
+        except KernelDied as error:
+            ended("died", str(error))
+            raise
+        except anyio.get_cancelled_exc_class():
+            ended("interrupted", "the run was stopped")
+            raise
+        for note in result.notes:
+            self._emit(events.Notice(text=f"cell {cell}: {note}"))
+        ended(result.status, result.error, result.omitted)
+        self._ran.append(prompts.Ran(tuple(outputs), result.status, result.omitted, result.notes))
+        return result
+
+    async def _execute(self, code: str, on_output: Callable[[Output], None]) -> CellResult:
+        """Run one cell; after a cap is used up it has `GRACE` seconds to end, then it is interrupted."""
+
+        async def watch() -> None:
+            await self._exhausted.wait()
+            await anyio.sleep(GRACE)
+            await self._kernel.interrupt()
+
+        result: CellResult | RLMError
+        async with anyio.create_task_group() as group:
+            group.start_soon(watch)
+            try:
+                result = await self._kernel.execute(code, on_output)
+            except RLMError as error:  # raised inside, it would leave the task group as an ExceptionGroup
+                result = error
+            group.cancel_scope.cancel()
+        if isinstance(result, RLMError):
+            raise result
+        return result
+
+    async def _answer(self, final: Final) -> Answer:
+        value = await self._kernel.value(final)
+        return Answer("answered", decode(value), value.type_name)
+
+    def _tell(self, text: str) -> None:
+        self._messages.append({"role": "user", "content": text})
+
+    def _cut(self, reply: replies.Reply) -> str:
+        return prompts.CUT.format(limit=self._settings.max_output_tokens) if reply.cut else ""
+
+    def _left(self, iteration: int) -> prompts.Left:
+        left = self._budget.left()
+        return prompts.Left(
+            min(iteration, self._settings.max_iterations),
+            self._settings.max_iterations,
+            left.calls,
+            left.seconds,
+            left.dollars,
+            left.tokens,
+        )
