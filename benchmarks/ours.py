@@ -1,0 +1,172 @@
+"""Our column: runs through the public `RLM`, kernel starts through the environment that a run would open.
+
+Everything is as users have it: events, budget and the trace file (in a temporary folder here). Only the caps that the
+measure itself would reach are raised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+
+from measures import (
+    CONCURRENCY,
+    ROOT,
+    SUB,
+    Answer,
+    Server,
+    Task,
+    batch_answer,
+    batch_cell,
+    block,
+    calls_cell,
+    checked_gaps,
+    gap_script,
+    interrupted,
+    serve,
+)
+
+from rlm_jupyter import RLM
+from rlm_jupyter.kernels.environment import Environment
+from rlm_jupyter.kernels.local import open_local
+from rlm_jupyter.kernels.messages import CallOutcome, CallRequest
+
+FINAL = "\nFINAL_VAR(measured)"
+TIMES = 3
+"""Kernels started in one turn."""
+REFILL = 0.5
+"""Seconds for the supervisor to fork the next spare: ten times what it takes."""
+
+
+def rlm(url: str) -> RLM:
+    return RLM(
+        backend="openai",
+        backend_kwargs={"model_name": ROOT, "base_url": url + "/v1", "api_key": "none"},
+        sub_model=SUB,
+        max_calls=100_000,
+        max_concurrency=CONCURRENCY,
+    )
+
+
+def measured(task: Task, cell: str) -> tuple[Server, list[float]]:
+    """Run one scripted cell and give what it left in `measured`."""
+    server = Server(task.url)
+    server.script([block(cell + FINAL)], task.latency)
+    with rlm(task.url) as model:
+        result = model.completion("A text.")
+    if result.status != "answered":
+        raise RuntimeError(f"{result.status}: {result.response} {result.error}")
+    return server, result.value
+
+
+async def no_calls(request: CallRequest) -> Sequence[CallOutcome]:
+    return []
+
+
+async def first_cell(environment: Environment, how: str) -> float:
+    """Give the seconds from asking for a kernel to the end of its first cell; it must have started as `how` says."""
+    began = time.monotonic()
+    kernel = await environment.start_kernel(no_calls)
+    result = await kernel.execute("pass", lambda output: None)
+    seconds = time.monotonic() - began
+    if result.status != "ok" or kernel.how != how:
+        raise RuntimeError(f"the kernel is {kernel.how} instead of {how}, its cell {result.status}")
+    await kernel.close()
+    return seconds
+
+
+def spare(task: Task) -> Answer:
+    async def main() -> Answer:
+        environment = await open_local()
+        samples = []
+        for _ in range(TIMES):
+            await asyncio.sleep(REFILL)
+            samples.append(await first_cell(environment, "spare"))
+        await environment.close()
+        return Answer(samples)
+
+    return asyncio.run(main())
+
+
+def forked(task: Task) -> Answer:
+    async def main() -> Answer:
+        environment = await open_local()
+        samples = []
+        for _ in range(TIMES):
+            await asyncio.sleep(REFILL)
+            taken = await environment.start_kernel(no_calls)
+            samples.append(await first_cell(environment, "forked"))
+            await taken.close()
+        await environment.close()
+        return Answer(samples)
+
+    return asyncio.run(main())
+
+
+def cold(task: Task) -> Answer:
+    async def main() -> Answer:
+        environment = await open_local("python3")
+        samples = [await first_cell(environment, "cold")]
+        await environment.close()
+        return Answer(samples)
+
+    return asyncio.run(main())
+
+
+def nothing_warm(task: Task) -> Answer:
+    async def main() -> Answer:
+        began = time.monotonic()
+        environment = await open_local()
+        kernel = await environment.start_kernel(no_calls)
+        await kernel.execute("pass", lambda output: None)
+        samples = [time.monotonic() - began]
+        await environment.close()
+        return Answer(samples)
+
+    return asyncio.run(main())
+
+
+def gap(task: Task) -> Answer:
+    server = Server(task.url)
+    server.script(gap_script('FINAL_VAR("done".upper())'))
+    with rlm(task.url) as model:
+        model.completion("A text.")
+    return checked_gaps(server)
+
+
+def calls(task: Task) -> Answer:
+    return Answer(measured(task, calls_cell())[1])
+
+
+def batch(task: Task) -> Answer:
+    return batch_answer(*measured(task, batch_cell(task.size)))
+
+
+def interrupt(task: Task) -> Answer:
+    with rlm(task.url) as model:
+
+        def run(cell: str) -> None:
+            Server(task.url).script([block(cell)])
+            model.completion("A text.")
+
+        return interrupted(run)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["RLM_JUPYTER_TRACES"] = folder
+        serve(
+            {
+                "spare": spare,
+                "forked": forked,
+                "nothing_warm": nothing_warm,
+                "cold": cold,
+                "gap": gap,
+                "calls": calls,
+                "batch": batch,
+                "interrupt": interrupt,
+            }
+        )
