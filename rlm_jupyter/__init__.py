@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from rlm_jupyter.errors import KernelDied, KernelError, LimitReached, LMError, RLMError, RunStopped, SettingsError
     from rlm_jupyter.result import RLMResult
-    from rlm_jupyter.rlm import RLM, Run
+    from rlm_jupyter.rlm import RLM
+    from rlm_jupyter.run import Run
     from rlm_jupyter.settings import RunSettings
 
 __version__ = "0.1.0"
@@ -35,7 +36,7 @@ __all__ = [
     "unload_ipython_extension",
 ]
 
-_HOMES = {"RLM": "rlm", "Run": "rlm", "RLMResult": "result", "RunSettings": "settings"}
+_HOMES = {"RLM": "rlm", "Run": "run", "RLMResult": "result", "RunSettings": "settings"}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@
     │   ├── KernelStartError        it did not start; nothing was spent
     │   └── KernelDied              it was there and is gone, with every variable in it
     ├── ProtocolError               the other end of a stream broke the protocol: the stream is closed
-    └── RunStopped                  the user stopped the run
+    └── RunStopped                  the user stopped the run (also a KeyboardInterrupt)
 
 What the LM *can* mend by writing other code is never one of these: it is the traceback of its own cell.
 In the kernel `llm_query` raises a class of its own that is also called `LMError`.
@@ -101,5 +101,5 @@ class ProtocolError(RLMError):
     """The other end of a stream sent what the protocol does not allow."""
 
 
-class RunStopped(RLMError):
-    """The user stopped the run; `result` holds what there is."""
+class RunStopped(RLMError, KeyboardInterrupt):
+    """The user stopped the run; `result` holds what there is. Also a KeyboardInterrupt, for code that waits for one."""

@@ -1,0 +1,85 @@
+"""Completion of `%%rlm` and `%rlm`: options, their values, the notebook's variables.
+
+A version-2 matcher of IPython that suppresses the others while it has something to offer, so that the list is exact. It
+offers only variables whose type can be a context, and reads nothing but the namespace.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+COMMANDS = ("status", "list", "show", "purge")
+MODELS = ("demo", "gpt-5", "gpt-5-mini", "gpt-5-nano")
+
+
+class Completion:
+    """What can be typed next on a line of the magics. `runs` gives the ids of the session's runs."""
+
+    def __init__(self, shell: InteractiveShell, parser: argparse.ArgumentParser, runs: Iterable[str]) -> None:
+        self._shell = shell
+        self._runs = runs
+        self._options = {option: action for action in parser._actions for option in action.option_strings}
+
+        @context_matcher(identifier="rlm_jupyter")
+        def matcher(context: CompletionContext) -> SimpleMatcherResult:
+            return self._match(context)
+
+        self.matcher = matcher
+
+    def _match(self, context: CompletionContext) -> SimpleMatcherResult:
+        line = context.text_until_cursor
+        words = line.split()
+        if not words or words[0] not in ("%%rlm", "%rlm") or (words[0] == "%%rlm" and context.cursor_line != 0):
+            return {"completions": []}
+        fragment = "" if line[-1:].isspace() else words.pop()
+        if not words:  # the magic's own name: IPython completes it
+            return {"completions": []}
+        found = self._candidates(words, fragment) if words[0] == "%%rlm" else self._commands(words)
+        completions = [SimpleCompletion(text=text, type=kind) for text, kind in found if text.startswith(fragment)]
+        return {"completions": completions, "suppress": bool(completions), "matched_fragment": fragment}
+
+    def _commands(self, words: list[str]) -> Iterable[tuple[str, str]]:
+        if len(words) == 1:
+            return [(command, "keyword") for command in COMMANDS]
+        return [(run, "run") for run in self._runs] if words[1:] == ["show"] else []
+
+    def _candidates(self, words: list[str], fragment: str) -> Iterable[tuple[str, str]]:
+        action = self._options.get(words[-1]) if len(words) > 1 else None
+        if action is not None and action.nargs != 0:
+            return [(value, "value") for value in self._values(action)]
+        taken = {word for word in words if word.startswith("--")}
+        return [(option, "option") for option in sorted(self._options) if option.startswith("--") and option not in taken]
+
+    def _values(self, action: argparse.Action) -> Iterable[str]:
+        if action.choices is not None:
+            return [str(choice) for choice in action.choices]
+        match action.dest:
+            case "context":
+                return self._variables((str, list, dict))
+            case "setup_code":
+                return self._variables((str,))
+            case "out":
+                return self._variables((object,))
+            case "model" | "sub_model":
+                return MODELS
+            case "env":
+                from rlm_jupyter.settings import ENVIRONMENTS
+
+                return sorted(ENVIRONMENTS)
+            case "kernel":
+                from jupyter_client.kernelspec import KernelSpecManager
+
+                return sorted(KernelSpecManager().find_kernel_specs())
+        return []
+
+    def _variables(self, types: tuple[type[Any], ...]) -> list[str]:
+        hidden = self._shell.user_ns_hidden
+        space = self._shell.user_ns.items()
+        return sorted(n for n, value in space if not n.startswith("_") and n not in hidden and isinstance(value, types))

@@ -1,0 +1,369 @@
+"""`%%rlm` runs a question, `%rlm` shows and steers: arguments in, one run out. No logic of its own.
+
+Loading this module imports nothing heavy. Bad input is one `UsageError` line, before anything is started; a run that fails or
+is stopped raises its `RLMError` after the view was drawn and `--out` was bound. Of the user's namespace only the variable
+named by `--out` is written; of the environment and of files nothing but what the user named is read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import builtins
+import difflib
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.error import UsageError
+from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
+from IPython.core.magic_arguments import MagicArgumentParser, argument, magic_arguments
+from traitlets import Enum, Float, Int, TraitError, Unicode
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from rlm_jupyter.engine import Engine
+    from rlm_jupyter.events import Event
+    from rlm_jupyter.result import RLMResult
+    from rlm_jupyter.run import Run
+    from rlm_jupyter.settings import RunSettings
+    from rlm_jupyter.widgets.view import View
+
+VIEWS = ("auto", "html", "text", "none")
+PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z_]\w*)\s*\}\}")
+PLACEHOLDER_CAP = 100_000
+
+EXAMPLES = """
+Examples
+--------
+Ask about a variable of the notebook, and keep the result::
+
+    %%rlm --context contracts --model gpt-5-mini --out result
+    Which contracts have a change-of-control clause, and what triggers it?
+
+Ask about one text file, with caps, on a server of your own::
+
+    %%rlm --context ./server.log --base-url http://localhost:8000/v1 --model qwen3 --max-calls 200 --timeout 600
+    When did the errors begin, and what came just before the first one?
+
+Try it without a key; {{name}} puts a variable's text into the question::
+
+    %%rlm --context sources --model demo
+    Which file defines {{symbol}}?
+"""
+
+
+def _whole(text: str) -> int:
+    return int(text.replace("_", "").replace(",", ""))
+
+
+def _whole_or_none(text: str) -> int | None:
+    return None if text.lower() == "none" else _whole(text)
+
+
+def _number_or_none(text: str) -> float | None:
+    return None if text.lower() == "none" else float(text)
+
+
+for _read, _name in ((_whole, "whole number"), (_whole_or_none, "whole number"), (_number_or_none, "number")):
+    _read.__name__ = _name  # argparse names the type in its message
+
+
+@magics_class
+class RLMMagics(Magics):
+    """Recursive Language Models in a notebook: `%%rlm` and `%rlm`. These are the defaults of their options."""
+
+    model = Unicode("", help="The root LM: gpt-5-mini, demo (no key, a stand-in), or any name at --base-url.").tag(config=True)
+    sub_model = Unicode("", help="The LM of the sub-calls; empty: the root LM.").tag(config=True)
+    base_url = Unicode("", help="An OpenAI-compatible server, such as http://localhost:8000/v1; empty: the provider's.").tag(
+        config=True
+    )
+    api_key_env = Unicode("", help="The name of the environment variable that holds the key.").tag(config=True)
+    env = Unicode("local", help="Where the code runs: local (not isolated).").tag(config=True)
+    kernel = Unicode("", help="An installed kernelspec to run the code in; empty: this notebook's Python.").tag(config=True)
+    view = Enum(VIEWS, "auto", help="What is shown: html in notebooks, text in terminals, none; auto chooses.").tag(config=True)
+    max_iterations = Int(30, help="Turns of the root LM.").tag(config=True)
+    max_calls = Int(1000, help="LM requests of every kind, retries included.").tag(config=True)
+    max_tokens = Int(None, allow_none=True, help="Tokens in and out of the whole run; none: no cap.").tag(config=True)
+    max_cost = Float(2.0, allow_none=True, help="Dollars, where prices are known; none: no cap.").tag(config=True)
+    timeout = Float(1800.0, help="Seconds for the whole run.").tag(config=True)
+    max_concurrency = Int(32, help="LM requests under way at once.").tag(config=True)
+    max_output_tokens = Int(8192, help="Tokens of one reply.").tag(config=True)
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        super().__init__(shell)
+        self.runs: dict[str, Run] = {}
+        self.matcher: Any = None
+        for name, trait in self.traits(config=True).items():
+            variable = f"RLM_JUPYTER_{name.upper()}"
+            if variable in os.environ and name not in self.config.get("RLMMagics", {}):
+                try:
+                    setattr(self, name, trait.from_string(os.environ[variable]))
+                except (TraitError, ValueError):
+                    print(f"{variable} is not used: {os.environ[variable]!r} is not a value for {name}", file=sys.stderr)
+
+    @cached_property
+    def _engine(self) -> Engine:
+        from rlm_jupyter.engine import Engine
+
+        return Engine()
+
+    @no_var_expand
+    @magic_arguments("%rlm")
+    @argument("--context", action="append", metavar="NAME", help="A variable of the notebook, or the path of one text file.")
+    @argument("--env", metavar="NAME", help="Where the code runs: local (not isolated). Default: local.")
+    @argument("--model", metavar="MODEL", help="The root LM: gpt-5-mini, demo (no key, a stand-in), a name at --base-url.")
+    @argument("--sub-model", metavar="MODEL", help="The LM of the sub-calls. Default: the root LM.")
+    @argument("--base-url", metavar="URL", help="An OpenAI-compatible server; model names are then taken literally.")
+    @argument("--api-key-env", metavar="NAME", help="The environment variable that holds the key. Never the key itself.")
+    @argument("-o", "--out", metavar="NAME", help="The variable that receives the result, also a partial one.")
+    @argument("--max-iterations", type=_whole, metavar="N", help="Turns of the root LM. Default: 30.")
+    @argument("--max-calls", type=_whole, metavar="N", help="LM requests of every kind, retries included. Default: 1000.")
+    @argument("--max-tokens", type=_whole_or_none, metavar="N", help="Tokens in and out of the whole run. Default: no cap.")
+    @argument(
+        "--max-cost",
+        type=_number_or_none,
+        metavar="DOLLARS",
+        help="Dollars for the whole run. Default: 2, if prices are known.",
+    )
+    @argument("--timeout", type=float, metavar="SECONDS", help="Seconds for the whole run. Default: 1800.")
+    @argument("--max-concurrency", type=_whole, metavar="N", help="LM requests under way at once. Default: 32.")
+    @argument("--max-output-tokens", type=_whole, metavar="N", help="Tokens of one reply. Default: 8192.")
+    @argument("--kernel", metavar="NAME", help="An installed kernelspec to run the code in. Default: this notebook's Python.")
+    @argument("--setup-code", metavar="CODE", help="Code to run first, or the name of a str variable that holds it.")
+    @argument("--view", choices=VIEWS, help="What is shown. Default: auto (html in notebooks, text in terminals).")
+    @argument("--no-trace", action="store_true", help="Write no trace file.")
+    @cell_magic("rlm")
+    def ask(self, line: str, cell: str) -> None:
+        """Ask a question about a long input: a language model writes Python to examine it, and you watch.
+
+        The cell's body is the question. The input, which the model never sees whole, is the variable `context` of a Python
+        kernel in which the model's code runs.
+        """
+        from rlm_jupyter.errors import SettingsError
+
+        try:
+            options = self._parse(RLMMagics.ask, line)
+            settings = self._settings(options)
+            prompt, question = self._task(options, cell)
+            self._check_out(options.out)
+            run = self._start(settings, prompt, question)
+        except SettingsError as error:
+            raise UsageError(str(error)) from None
+        result = self._watch(run, options.view or self.view, options.out)
+        if result.error is not None:
+            raise result.error
+
+    def _parse(self, function: Callable[..., Any], line: str) -> argparse.Namespace:
+        """Read the magic's line as a shell would, so that quotes are not part of a value; full names of options only."""
+        parser: MagicArgumentParser = function.parser  # type: ignore[attr-defined]
+        parser.allow_abbrev = False
+        try:
+            words = shlex.split(line, posix=True)
+        except ValueError as error:
+            raise UsageError(f"cannot read the options: {error}") from None
+        known = [option for action in parser._actions for option in action.option_strings]
+        for word in words:
+            name = word.partition("=")[0]
+            if name.startswith("-") and name not in known and not re.fullmatch(r"-[\d.]+(e-?\d+)?", name):
+                close = difflib.get_close_matches(name, known, n=1)
+                raise UsageError(f"%%rlm has no option {name}; {f'did you mean {close[0]}?' if close else '%%rlm? lists them'}")
+        options, rest = parser.parse_known_args(words)
+        if rest:
+            raise UsageError(f"what is {rest[0]!r}? The question goes below the %%rlm line; options begin with --")
+        return options
+
+    def _settings(self, options: argparse.Namespace) -> RunSettings:
+        from rlm_jupyter.settings import RunSettings
+
+        def chosen(name: str) -> Any:
+            given = getattr(options, name)
+            return getattr(self, name) if given is None else given
+
+        caps = ("max_iterations", "max_calls", "max_tokens", "max_cost", "timeout", "max_concurrency", "max_output_tokens")
+        return RunSettings(
+            model=chosen("model"),
+            sub_model=chosen("sub_model") or None,
+            base_url=chosen("base_url") or None,
+            api_key_env=chosen("api_key_env") or None,
+            environment=chosen("env"),
+            kernel=chosen("kernel") or None,
+            setup_code=self._setup_code(options.setup_code),
+            cost_is_explicit=options.max_cost is not None,
+            keep_trace=not options.no_trace,
+            **{name: chosen(name) for name in caps},
+        )
+
+    def _setup_code(self, code: str | None) -> str | None:
+        value = self.shell.user_ns.get(code) if code and code.isidentifier() else None
+        return value if isinstance(value, str) else code
+
+    def _task(self, options: argparse.Namespace, cell: str) -> tuple[Any, str | None]:
+        """Give the context and the question; without `--context` the body is both."""
+        if not cell.strip():
+            raise UsageError("the cell is empty: write the question below the %%rlm line")
+        question = PLACEHOLDER.sub(self._placeholder, cell.strip())
+        if not options.context:
+            return question, None
+        if len(options.context) > 1:
+            names = ", ".join(f"{name!r}: {name}" for name in options.context)
+            raise UsageError(
+                f"one --context for now; put several into a dict, as in docs = {{{names}}}, and use --context docs"
+            )
+        return self._context(options.context[0]), question
+
+    def _placeholder(self, match: re.Match[str]) -> str:
+        text = str(self._variable(match[1], f"{{{{{match[1]}}}}}"))
+        if len(text) > PLACEHOLDER_CAP:
+            raise UsageError(f"{match[0]} has {len(text):,} characters: too long for a question, use --context {match[1]}")
+        return text
+
+    def _context(self, name: str) -> Any:
+        from rlm_jupyter.contexts import read_text_file
+
+        return self._variable(name, f"--context {name}") if name.isidentifier() else read_text_file(name)
+
+    def _variable(self, name: str, told: str) -> Any:
+        space = self.shell.user_ns
+        if name in space:
+            return space[name]
+        own = [known for known in space if not known.startswith("_") and known not in self.shell.user_ns_hidden]
+        close = difflib.get_close_matches(name, own, n=1)
+        hint = f"did you mean {close[0]}?" if close else "assign it in a cell above"
+        if not close and os.path.exists(name) and told.startswith("--"):
+            hint = f"for the file of that name type --context ./{name}"
+        raise UsageError(f"{told}: no variable is named {name}; {hint}")
+
+    def _check_out(self, name: str | None) -> None:
+        from rlm_jupyter.settings import check_variable_name
+
+        if name is not None:
+            check_variable_name(name, {*self.shell.user_ns_hidden, *dir(builtins)})
+
+    def _start(self, settings: RunSettings, prompt: Any, question: str | None) -> Run:
+        from rlm_jupyter.run import check, start
+
+        check(settings)
+        run = start(settings, prompt, question, self._engine)
+        self.runs[run.id] = run
+        return run
+
+    def _watch(self, run: Run, view_name: str, out: str | None) -> RLMResult:
+        """Show a run until it ends, bind `out`, and give the result; an interrupt stops the run."""
+        from rlm_jupyter.widgets.view import choose_view
+
+        view = choose_view(view_name, self.shell)
+        feed = run.feed()
+        try:
+            self._show(feed, view)
+            result = run.wait()
+        except KeyboardInterrupt:
+            stopped = run.interrupted()
+            self._show(feed.rest(), view)
+            assert stopped.result is not None
+            result = stopped.result
+        view.finish()
+        if out is not None:
+            self.shell.user_ns[out] = result
+        return result
+
+    @staticmethod
+    def _show(feed: Iterable[Event | None], view: View) -> None:
+        for event in feed:
+            view.update(event)
+
+    @no_var_expand
+    @line_magic("rlm")
+    def steer(self, line: str) -> None:
+        """Show and steer recursive runs.
+
+        ::
+
+          %rlm status         the defaults in force, and how to change them
+          %rlm list           the runs of this session
+          %rlm show [id]      a run's result again (the last one, or by its id; also from its trace file)
+          %rlm purge          delete the trace files
+
+        To ask a question, write it in a cell that begins with %%rlm; %%rlm? tells how.
+        """
+        words = line.split()
+        commands = {"status": self._status, "list": self._list, "show": self._show_again, "purge": self._purge}
+        if not words:
+            print("%rlm status | list | show [id] | purge;  %%rlm? tells how to ask a question")
+            return
+        command = commands.get(words[0])
+        if command is None:
+            from rlm_jupyter.settings import did_you_mean
+
+            raise UsageError(f"%rlm has no command {words[0]!r}{did_you_mean(words[0], commands)}")
+        command(words[1:])
+
+    def _status(self, words: Sequence[str]) -> None:
+        running = [run for run in self.runs.values() if run.status == "running"]
+        print(f"{len(self.runs)} runs in this session, {len(running)} running. Defaults:")
+        for name in self.trait_names(config=True):
+            value = getattr(self, name)
+            print(f"  {name:<18} {'-' if value in ('', None) else value}")
+        print('Change one with %config RLMMagics.model = "gpt-5-mini", or for one cell with its option, such as --model.')
+
+    def _list(self, words: Sequence[str]) -> None:
+        from rlm_jupyter.widgets.text import render_list
+
+        print(render_list([run.trace for run in self.runs.values()]))
+
+    def _show_again(self, words: Sequence[str]) -> None:
+        from rlm_jupyter.trace import Trace, trace_folder
+        from rlm_jupyter.widgets.view import show
+
+        if not words:
+            if not self.runs:
+                raise UsageError("no run in this session yet; %rlm show ID shows one from its trace file")
+            trace = list(self.runs.values())[-1].trace
+        elif words[0] in self.runs:
+            trace = self.runs[words[0]].trace
+        else:
+            path = trace_folder() / f"{os.path.basename(words[0])}.jsonl"
+            if not path.is_file():
+                raise UsageError(f"no run has the id {words[0]}; %rlm list shows those of this session")
+            trace = Trace.from_jsonl(path.read_text(encoding="utf-8"))
+        show(trace, self.view, self.shell)
+
+    def _purge(self, words: Sequence[str]) -> None:
+        from rlm_jupyter.trace import purge, trace_folder
+
+        folder = trace_folder()
+        print(f"{purge(folder)} trace files deleted from {folder}")
+
+    def close(self) -> None:
+        """End the worker thread and what it keeps."""
+        if "_engine" in self.__dict__:
+            self._engine.close()
+
+
+RLMMagics.ask.__doc__ = (RLMMagics.ask.__doc__ or "") + EXAMPLES
+
+
+def load(shell: InteractiveShell) -> None:
+    """Register the magics and their completion with a shell."""
+    from rlm_jupyter.completion import Completion
+
+    magics = RLMMagics(shell)
+    shell.register_magics(magics)
+    magics.matcher = Completion(shell, RLMMagics.ask.parser, magics.runs).matcher  # type: ignore[attr-defined]
+    shell.Completer.custom_matchers.append(magics.matcher)
+
+
+def unload(shell: InteractiveShell) -> None:
+    """Take the magics away again."""
+    magics = shell.magics_manager.registry.pop("RLMMagics", None)
+    for kind in ("line", "cell"):
+        shell.magics_manager.magics[kind].pop("rlm", None)
+    if magics is not None:
+        shell.Completer.custom_matchers.remove(magics.matcher)
+        if magics in shell.configurables:
+            shell.configurables.remove(magics)
+        magics.close()
