@@ -1,0 +1,51 @@
+# Everything that one does with this project. `make` lists it. PYTHON=python3.12 chooses another interpreter (3.11 or newer).
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo lab test check bench mutants soak system-deps clean
+export Q
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed  ## answer a question about Python's own sources, no key needed; make demo Q="Which file defines Fraction?"
+	@$(BIN)/python scripts/demo.py $${Q:+"$$Q"}
+
+lab: $(VENV)/.dev  ## JupyterLab, opened on the quickstart
+	$(BIN)/jupyter lab notebooks/quickstart.ipynb
+
+test: $(VENV)/.dev  ## all tests; as root on Debian it installs the system parts first
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then $(MAKE) --no-print-directory system-deps; fi
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
+
+check: $(VENV)/.dev  ## ruff and mypy --strict
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev  ## ours, the reference implementation and the floor, side by side in one run
+	$(BIN)/python benchmarks/run.py $(BENCH)
+
+mutants: $(VENV)/.dev  ## break one promise at a time in a copy of the tree: its test must fail
+	$(BIN)/python scripts/mutants.py
+
+system-deps:  ## what only root can install (Debian): Chromium for the browser tests
+	@scripts/system-deps
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) .bench-venv .mypy_cache .ruff_cache .pytest_cache build dist
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is %d.%d: make PYTHON=python3.12 ..." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(VENV)/.installed
