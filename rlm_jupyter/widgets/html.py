@@ -1,0 +1,134 @@
+"""A run in a notebook: one status line while it goes on, the page of `page.py` when it is over.
+
+Two displays, each updated in its place: the status line (at most 2 KB, at most 4 times a second, only when it changed) and the
+page, sent again only when an iteration ends. At the end the same two hold the static result: nothing is left that needs a
+script, a widget or trust.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+from uuid import uuid4
+
+from rlm_jupyter.events import Event, IterationStarted, RunEnded
+from rlm_jupyter.trace import Trace
+from rlm_jupyter.widgets import page, text, words
+from rlm_jupyter.widgets.page import CAP, LINE, MUTED, ROOT, SMALL, dotted, render, say
+
+__all__ = ["HtmlView", "bundle", "render"]
+
+INTERVAL = 0.25
+"""Seconds between two sendings of the status line."""
+STATUS_CAP = 2000
+"""Bytes of the status line, its plain text included."""
+
+
+class Publish(Protocol):
+    """How a bundle of media types reaches the front end."""
+
+    def __call__(self, bundle: dict[str, str], *, display_id: str, update: bool) -> None:
+        """Show `bundle`, or put it in the place of what was shown under `display_id`."""
+
+
+def bundle(trace: Trace, cap: int = CAP) -> dict[str, str]:
+    """Give a finished run as a display bundle, to be shown with `display(bundle(trace), raw=True)`."""
+    return {"text/html": render(trace, cap), "text/plain": text.render(trace)}
+
+
+def _display(bundle: dict[str, str], *, display_id: str, update: bool) -> None:
+    from IPython.display import display, update_display
+
+    if update:
+        update_display(bundle, display_id=display_id, raw=True)  # type: ignore[no-untyped-call]
+    else:
+        display(bundle, display_id=display_id, raw=True)  # type: ignore[no-untyped-call]
+
+
+class HtmlView:
+    """Shows one run in a notebook by two displays.
+
+    Parameters
+    ----------
+    publish
+        How a bundle reaches the front end; IPython's display by default.
+    clock
+        Seconds that only grow.
+    """
+
+    def __init__(self, publish: Publish = _display, clock: Callable[[], float] = time.monotonic) -> None:
+        self._publish = publish
+        self._clock = clock
+        self._trace = Trace()
+        self._name = f"rlm-{uuid4().hex[:16]}"
+        self._sent: set[str] = set()
+        self._last: dict[str, str] = {}
+        self._began = self._shown = clock()
+        self._finished = False
+
+    def start(self, trace: Trace) -> None:
+        """Begin to show `trace`, which may be empty still."""
+        self._trace = trace
+        self._began = self._shown = self._clock()
+        self._send("status", self._status(0.0))
+
+    def update(self, event: Event | None) -> None:
+        """Show what `event` changed; None is a tick of the clock."""
+        if self._finished:
+            return
+        if isinstance(event, IterationStarted) and len(self._trace.iterations) > 1:
+            self._send("page", self._live_page())
+        now = self._clock()
+        if now - self._shown < INTERVAL or isinstance(event, RunEnded):
+            return
+        if self._send("status", self._status(now - self._began)):
+            self._shown = now
+
+    def finish(self) -> None:
+        """Put the static result in the place of both displays."""
+        if self._finished:
+            return
+        self._finished = True
+        head = page.head(self._trace)
+        self._send("status", {"text/html": head, "text/plain": text.headline(self._trace)})
+        self._send(
+            "page", {"text/html": page.body(self._trace, CAP - len(head.encode())), "text/plain": text.render(self._trace)}
+        )
+
+    def _send(self, part: str, content: dict[str, str]) -> bool:
+        if self._last.get(part) == content["text/html"]:
+            return False
+        self._last[part] = content["text/html"]
+        self._publish(content, display_id=f"{self._name}-{part}", update=part in self._sent)
+        self._sent.add(part)
+        return True
+
+    def _status(self, seconds: float) -> dict[str, str]:
+        trace = self._trace
+        state, figures = words.state(trace), words.progress(trace, seconds)
+        if not trace.iterations:
+            figures = words.opening(trace) or figures
+        plain = " · ".join([state, *figures])
+        line = f'<b>{say(state)}</b> <span style="{MUTED}">· {dotted(figures)}</span>'
+        last = trace.iterations[-1] if trace.iterations else None
+        reply = words.last_line(last.reply) if last is not None and last.state == "asking" else ""
+        for shown in (reply, reply[:40], ""):
+            second = f'<div style="{SMALL}">{say(shown)}</div>' if shown else ""
+            full = f'<div style="{ROOT};border-left:3px solid {LINE};padding-left:.8em">{line}{_bar(trace)}{second}</div>'
+            if len(full.encode()) + len(plain.encode()) <= STATUS_CAP:
+                return {"text/html": full, "text/plain": plain}
+        return {"text/html": f"<div>{say(state)}</div>", "text/plain": state}
+
+    def _live_page(self) -> dict[str, str]:
+        done = words.count(sum(turn.state == "ended" for turn in words.turns(self._trace)), "iteration")
+        return {"text/html": page.body(self._trace, page.LIVE_CAP, live=True), "text/plain": f"{done} so far"}
+
+
+def _bar(trace: Trace) -> str:
+    """Draw how many of the sub-calls of the cell that runs are done."""
+    cell = trace.iterations[-1].cells[-1] if trace.iterations and trace.iterations[-1].cells else None
+    if cell is None or cell.status != "running" or len(cell.calls) < 2:
+        return ""
+    done = sum(call.state != "running" for call in cell.calls)
+    return f'<div><progress value="{done}" max="{len(cell.calls)}" style="width:16em;height:.6em"></progress></div>'

@@ -1,0 +1,279 @@
+"""A run as a page of HTML: the answer first, then a collapsible row per iteration, then the totals.
+
+The page is text and structure only: no script, no style sheet, no address to load, no attribute that holds a word of a
+model, a kernel or a user. It reads well where a notebook is not trusted, through nbconvert, on light and on dark, and takes
+less than 256 KB with at most 500 `<details>` however long the run was; what does not fit is told by its count. It is
+displayed with `raw=True`, never through `HTML()`, which opens files and addresses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from collections.abc import Iterable, Iterator, Sequence
+
+from rlm_jupyter.trace import Call, Cell, Iteration, Trace
+from rlm_jupyter.widgets import reading, words
+from rlm_jupyter.widgets.fit import Part, Slot, fill, fixed
+
+CAP = 208 * 1024
+"""Bytes of one page in a saved notebook: 256 KB less the plain text beside it and the summary line."""
+LIVE_CAP = 64 * 1024
+"""Bytes of the page that is sent while a run goes on."""
+DETAILS_CAP = 480
+"""Collapsible rows of one page: their cost in a browser grows faster than their number."""
+
+LINE = "rgba(128,128,128,.3)"
+GOOD = "var(--jp-success-color1,#2e7d32)"
+BAD = "var(--jp-error-color1,#d32f2f)"
+WARN = "var(--jp-warn-color1,#b26a00)"
+TONES = {"answered": GOOD, "running": "inherit", "failed": BAD}
+
+ROOT = "line-height:1.5;font-variant-numeric:tabular-nums;padding:0 0 .3em 0"
+MUTED = "opacity:.7"
+SMALL = "opacity:.7;font-size:.9em"
+PROSE = "white-space:pre-wrap;overflow-wrap:anywhere;margin:0 0 .7em 0"
+BLOCK = (
+    "font-family:var(--jp-code-font-family,monospace);font-size:.92em;line-height:1.45;white-space:pre-wrap;"
+    "overflow-wrap:anywhere;margin:0 0 .6em 0;max-height:32em;overflow:auto;"
+)
+CODE = BLOCK + "padding:.6em .8em;border-radius:4px;background-color:rgba(128,128,128,.12)"
+OUTPUT = BLOCK + f"padding:.1em .8em;border-left:2px solid {LINE};background-color:transparent"
+ERROR = BLOCK + f"padding:.1em .8em;border-left:2px solid {BAD};background-color:transparent"
+SUMMARY = "cursor:pointer;padding:.3em 0"
+ROW = "display:inline-flex;justify-content:space-between;align-items:baseline;column-gap:1.5em;width:96%"
+LEFT = "min-width:0;overflow:hidden;text-overflow:ellipsis;white-space:nowrap"
+FIGURES = "opacity:.7;font-size:.9em;white-space:nowrap;text-align:right"
+CALLS = (
+    f"margin:.2em 0 .4em .4em;padding-left:.8em;border-left:2px solid {LINE};font-size:.92em;white-space:pre-wrap;"
+    "overflow-wrap:anywhere"
+)
+LABEL = "display:inline-block;width:8em;opacity:.7;vertical-align:top"
+VALUE = "display:inline-block;max-width:calc(100% - 9em);overflow-wrap:anywhere"
+
+
+def escape(text: str) -> str:
+    """Give visible text as HTML text; newlines as references, since a saved notebook indents each line of a text."""
+    return html.escape(text, quote=False).replace("\n", "&#10;")
+
+
+def tag(name: str, style: str, *inner: Part) -> list[Part]:
+    return [f'<{name} style="{style}">' if style else f"<{name}>", *inner, f"</{name}>"]
+
+
+def say(text: str) -> str:
+    """Give a short text of any origin as HTML, isolated so that its direction moves nothing else."""
+    return f"<bdi>{escape(words.visible(text))}</bdi>"
+
+
+def dotted(parts: Iterable[str]) -> str:
+    return " · ".join(say(part) for part in parts if part)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Limits:
+    """How much of a run gets rows of its own; smaller with each `level` that is tried."""
+
+    iterations: int
+    groups: int
+    rows: int
+    whole: int = 1_000_000
+
+    @classmethod
+    def levels(cls, live: bool) -> Iterator[Limits]:
+        iterations, groups, rows = 150, 60, DETAILS_CAP
+        for _ in range(8):
+            rows = min(rows, DETAILS_CAP - iterations - groups)
+            yield cls(iterations, groups, rows, 2 if live else 1_000_000)
+            iterations, groups, rows = max(iterations * 2 // 3, 2), groups // 2, rows // 2
+
+
+def head(trace: Trace) -> str:
+    """Give the summary line of a run that has ended."""
+    tone = TONES.get(trace.status, WARN)
+    word = "Not ended" if trace.status == "running" else words.status(trace)
+    figures = dotted(words.headline(trace))
+    return f'<div style="{ROOT}"><b style="color:{tone}">{say(word)}</b> <span style="{MUTED}">· {figures}</span></div>'
+
+
+def render(trace: Trace, cap: int = CAP) -> str:
+    """Give a run as one page of at most `cap` bytes: summary line, answer, iterations, totals."""
+    first = head(trace)
+    return first + body(trace, cap - len(first.encode()) - 64)
+
+
+def body(trace: Trace, cap: int = CAP, live: bool = False) -> str:
+    """Give what stands under the summary line. `live`: the run goes on; only its last iterations can be opened."""
+    parts: list[Part] = []
+    for limits in Limits.levels(live):
+        parts = tag("div", ROOT, *(() if live else _answer(trace)), *_iterations(trace, limits, live), *_ending(trace, live))
+        if fixed(parts) <= cap * 6 // 10:
+            return fill(parts, cap, escape)
+    if fixed(parts) > cap:
+        parts = tag("div", ROOT, *_answer(trace))
+    return fill(parts, cap, escape)
+
+
+def _answer(trace: Trace) -> list[Part]:
+    note = words.outcome(trace)
+    parts: list[Part] = []
+    if trace.answer:
+        style = PROSE if trace.answer_type in ("", "str") else BLOCK
+        tone = TONES.get(trace.status, WARN)
+        framed = f"border-left:3px solid {tone};padding:.1em 0 .1em 1em;max-height:none;margin:.4em 0 .7em 0"
+        parts += [f'<div dir="auto" style="{style};{framed}">', Slot(words.visible(trace.answer), 0), "</div>"]
+    if trace.error:
+        parts += tag("pre", ERROR, Slot(words.visible(trace.error), 0, cap=4096))
+    if note:
+        parts += tag("div", f"{MUTED};margin:0 0 .7em 0", say(note))
+    return parts
+
+
+def _iterations(trace: Trace, limits: Limits, live: bool) -> list[Part]:
+    every = trace.iterations
+    if live and every and every[-1].state != "ended":
+        every = every[:-1]
+    first = min(3, limits.iterations // 2)
+    shown, gap = list(every), []
+    if len(every) > limits.iterations:
+        last = len(every) - (limits.iterations - first)
+        shown, gap = every[:first] + every[last:], every[first:last]
+    drawn = _drawn([cell for iteration in shown for cell in iteration.cells], limits)
+    parts: list[Part] = []
+    for index, iteration in enumerate(shown):
+        if gap and index == first:
+            parts += tag("div", f"{SMALL};padding:.3em 0;border-top:1px solid {LINE}", say(_gap(gap)))
+        whole = index >= len(shown) - limits.whole
+        parts += _iteration(iteration, drawn, whole, is_open=live and index == len(shown) - 1)
+    return parts
+
+
+def _gap(iterations: Sequence[Iteration]) -> str:
+    calls = [call for iteration in iterations for cell in iteration.cells for call in cell.calls]
+    return f"… {words.count(len(iterations), 'more iteration')} not drawn" + (f": {words.batch(calls)}" if calls else "")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Drawn:
+    """Which groups of calls, and which calls in them, get a row of their own (by identity)."""
+
+    groups: frozenset[int]
+    rows: frozenset[int]
+
+
+def _drawn(cells: Sequence[Cell], limits: Limits) -> Drawn:
+    every = [group for cell in cells for group in reading.groups(cell)]
+    single = [group for group in every if len(group) == 1]
+    several = [group for group in every if len(group) > 1]
+    several.sort(key=lambda group: all(call.state != "failed" for call in group))
+    kept = several[: limits.groups] + single
+    failed = [[call for call in group if call.state == "failed"] for group in kept]
+    rest = [[call for call in group if call.state != "failed"] for group in kept]
+    rows: set[int] = set()
+    for wanted in (failed, rest):
+        granted = reading.fair([len(group) for group in wanted], limits.rows - len(rows))
+        rows.update(id(call) for group, number in zip(wanted, granted, strict=True) for call in group[:number])
+    return Drawn(frozenset(id(group[0]) for group in several[: limits.groups]), frozenset(rows))
+
+
+def _iteration(iteration: Iteration, drawn: Drawn, whole: bool, is_open: bool) -> list[Part]:
+    trouble = words.trouble(iteration)
+    line = (
+        f'<span style="{ROW}"><span style="{LEFT}"><span style="{MUTED}">{iteration.iteration}</span>&ensp;'
+        f"{say(reading.teaser(iteration))}</span>"
+        f'<span style="{FIGURES}">'
+        + (f'<span style="color:{BAD}">{say(words.one_line(trouble, 60))}</span> · ' if trouble else "")
+        + f"{dotted(words.iteration_figures(iteration))}</span></span>"
+    )
+    if not whole:
+        return tag("div", f"border-top:1px solid {LINE};padding:.3em 0 .3em 1em", line)
+    parts: list[Part] = [
+        f'<details{" open" if is_open else ""} style="border-top:1px solid {LINE}"><summary style="{SUMMARY}">{line}</summary>',
+        '<div style="padding:.4em 0 .4em 1.1em">',
+    ]
+    for piece in reading.pieces(iteration):
+        text = Slot(words.visible(piece.text))
+        if piece.is_code:
+            parts += tag("div", SMALL, "code that did not run") + tag("pre", CODE, text)
+        else:
+            parts += [f'<div dir="auto" style="{PROSE}">', text, "</div>"]
+    for cell in iteration.cells[:20]:
+        parts += _cell(cell, drawn)
+    if len(iteration.cells) > 20:
+        parts += tag("div", SMALL, f"and {words.count(len(iteration.cells) - 20, 'more cell')}")
+    return [*parts, "</div></details>"]
+
+
+def _cell(cell: Cell, drawn: Drawn) -> list[Part]:
+    figures = [f"cell {cell.cell}", words.cell_status(cell)] + (
+        [] if cell.status == "running" else [words.duration(cell.seconds)]
+    )
+    style = SMALL if cell.status in ("ok", "running") else f"font-size:.9em;color:{BAD}"
+    parts = tag("div", style, dotted(figures)) + tag("pre", CODE, Slot(words.visible(cell.code).strip("\n")))
+    left_out = 0
+    for group in reading.groups(cell):
+        if len(group) > 1 and id(group[0]) in drawn.groups:
+            parts += _group(group, drawn)
+        elif len(group) == 1 and id(group[0]) in drawn.rows:
+            parts += tag("div", CALLS, *_call(group[0], "llm_query", group[0].model))
+        else:
+            left_out += len(group)
+    if left_out:
+        missing = [c for g in reading.groups(cell) if id(g[0]) not in drawn.groups and id(g[0]) not in drawn.rows for c in g]
+        parts += tag("div", SMALL, say(f"sub-calls without a row: {words.batch(missing)}"))
+    for segment in reading.segments(cell):
+        parts += tag("pre", ERROR if segment.bad else OUTPUT, Slot(words.visible(segment.text)))
+    if cell.omitted:
+        parts += tag("div", SMALL, say(f"{words.size(cell.omitted)} of output were not kept"))
+    return parts
+
+
+def _group(group: Sequence[Call], drawn: Drawn) -> list[Part]:
+    models = {call.model for call in group}
+    usage, cost = words.sums((call.usage, call.cost) for call in group)
+    figures = [words.tokens(usage)] + ([words.money(cost, None, usage)] if cost is not None else [])
+    figures += [words.one_line(next(iter(models)), 60)] if len(models) == 1 else []
+    parts: list[Part] = [
+        f'<details style="margin:0 0 .6em 0"><summary style="cursor:pointer">{say(words.batch(group))} '
+        f'<span style="{SMALL}">· {dotted(figures)}</span></summary><div style="{CALLS}">'
+    ]
+    for number, call in enumerate(group, 1):
+        if id(call) in drawn.rows:
+            parts += _call(call, f"{number}", call.model if len(models) > 1 else "")
+    if missing := [call for call in group if id(call) not in drawn.rows]:
+        parts += tag("div", MUTED, say(f"and {len(missing):,} more without a row: {words.batch(missing)}"))
+    return [*parts, "</div></details>"]
+
+
+def _call(call: Call, label: str, model: str) -> list[Part]:
+    tone = f' style="color:{BAD}"' if call.state == "failed" else ""
+    claim = 1 if call.state == "failed" else 2
+    first = say(words.one_line(call.error or call.reply or call.prompt, 60))
+    figures = dotted(words.call_figures(call, bool(model)))
+    parts: list[Part] = [
+        f"<details><summary>{label} <b{tone}>{escape(call.state)}</b> · {figures + ' · ' if figures else ''}{first}</summary>",
+        "<dl><dt>prompt</dt><dd>",
+        Slot(words.visible(call.prompt), claim, cap=16 * 1024),
+        "</dd>",
+    ]
+    for name, text in (("reply", call.reply), ("error", call.error)):
+        if text:
+            parts += [f"<dt>{name}</dt><dd>", Slot(words.visible(text), claim, cap=16 * 1024), "</dd>"]
+    return [*parts, "</dl></details>"]
+
+
+def _ending(trace: Trace, live: bool) -> list[Part]:
+    parts: list[Part] = []
+    notices = trace.notices[-40:]
+    if len(trace.notices) > 40:
+        parts += tag("div", SMALL, f"{words.count(len(trace.notices) - 40, 'earlier notice')} not shown")
+    for notice in notices:
+        parts += tag("div", f"{SMALL};padding:.1em 0", say(words.one_line(notice, 300)))
+    rows = [] if live else words.totals(trace)
+    if rows and trace.question:
+        rows.insert(0, ("question", words.one_line(trace.question, 600)))
+    lines = [
+        f'<div><span style="{LABEL}">{label}</span><span style="{VALUE}">{say(text)}</span></div>'
+        for label, text in rows
+    ]  # fmt: skip
+    return [*tag("div", f"border-top:1px solid {LINE};padding:.5em 0 0 0;font-size:.92em", *lines), *parts]

@@ -1,0 +1,73 @@
+"""What a view is, and which one is chosen where.
+
+`auto` is HTML in a notebook's kernel and text everywhere else. A view is told each event after it was folded into the trace,
+from the thread that waits for the run; it draws, and decides nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from rlm_jupyter.errors import SettingsError
+from rlm_jupyter.events import Event
+from rlm_jupyter.trace import Trace
+
+VIEWS = ("auto", "html", "text", "none")
+
+
+class View(Protocol):
+    """Shows one run, live. All three are called from one thread, `finish` exactly once and last, whatever happened."""
+
+    def start(self, trace: Trace) -> None:
+        """Begin to show `trace`; it is empty, or a run under way."""
+
+    def update(self, event: Event | None) -> None:
+        """Show `event`, which is in the trace already; None is a tick of the clock, about every 0.25 s."""
+
+    def finish(self) -> None:
+        """Leave behind what should be seen of a run that is over."""
+
+
+class NoView:
+    """Shows nothing."""
+
+    def start(self, trace: Trace) -> None:
+        """Do nothing."""
+
+    def update(self, event: Event | None) -> None:
+        """Do nothing."""
+
+    def finish(self) -> None:
+        """Do nothing."""
+
+
+def choose_view(name: str = "auto") -> str:
+    """Give html, text or none for `name`; a SettingsError names the choices."""
+    if name not in VIEWS:
+        raise SettingsError(f"--view {name}: no such view; choose one of {', '.join(VIEWS)}")
+    if name != "auto":
+        return name
+    return "html" if _in_notebook() else "text"
+
+
+def open_view(name: str = "auto") -> View:
+    """Make the view that `name` asks for; what draws it is imported only now."""
+    match choose_view(name):
+        case "html":
+            from rlm_jupyter.widgets.html import HtmlView
+
+            return HtmlView()
+        case "text":
+            from rlm_jupyter.widgets.text import TextView
+
+            return TextView()
+    return NoView()
+
+
+def _in_notebook() -> bool:
+    """Tell whether a front end that draws HTML shows what this process displays: an ipykernel of any make."""
+    import sys
+
+    module = sys.modules.get("IPython")
+    shell = module.get_ipython() if module is not None else None
+    return shell is not None and shell.has_trait("kernel") and getattr(shell, "kernel", None) is not None
