@@ -1,0 +1,74 @@
+"""Settings are checked once, and round-trip through JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rlm_jupyter.errors import SettingsError
+from rlm_jupyter.settings import RunSettings, check_variable_name, did_you_mean
+
+
+def test_settings_round_trip_through_json() -> None:
+    settings = RunSettings(
+        model="m",
+        sub_model="s",
+        max_cost=None,
+        max_tokens=5,
+        allowed_models=("a", "b"),
+        prices={"m": (1.0, 2.0)},
+        sampling={"temperature": 0.2, "stop": ["x"]},
+        setup_code="import os",
+    )
+    assert RunSettings.from_json(settings.to_json()) == settings
+
+
+def test_an_unknown_setting_is_refused_with_a_suggestion() -> None:
+    with pytest.raises(SettingsError, match="did you mean max_calls"):
+        RunSettings.from_dict({"model": "m", "max_call": 3})
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"model": ""}, "--model demo"),
+        ({"environment": "lokal"}, "did you mean local"),
+        ({"environment": "docker"}, "no environment is named 'docker'"),
+        ({"max_calls": 0}, "--max-calls must be a whole number above 0"),
+        ({"max_calls": 1.5}, "--max-calls"),
+        ({"max_iterations": -1}, "--max-iterations"),
+        ({"max_iterations": True}, "--max-iterations"),
+        ({"max_cost": 0.0}, "--max-cost must be a number above 0"),
+        ({"max_cost": float("nan")}, "--max-cost"),
+        ({"timeout": float("inf")}, "--timeout"),
+        ({"timeout": -3}, "--timeout"),
+        ({"max_concurrency": 0}, "--max-concurrency"),
+        ({"max_output_tokens": 0}, "--max-output-tokens"),
+        ({"max_tokens": 0}, "--max-tokens"),
+        ({"max_retries": -1}, "max_retries"),
+        ({"base_url": "localhost:8000"}, "--base-url must begin with http"),
+    ],
+)
+def test_bad_settings_are_one_line_that_names_the_option(fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        RunSettings(**{"model": "m", **fields})
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["answer", "_mine", "résumé", "x1", "_i_am_mine"])
+def test_plain_names_may_be_written(name: str) -> None:
+    assert check_variable_name(name, {"In", "Out"}) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["1x", "a.b", "a b", "", "class", "In", "_", "__", "___", "_i", "_ii3", "_12", "_oh", "__name__", "a-b"]
+)
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match="--out"):
+        check_variable_name(name, {"In", "Out", "_oh"})
+
+
+def test_suggestions_list_what_is_known_where_nothing_is_close() -> None:
+    assert did_you_mean("zzz", ["b", "a"]) == "; known: a, b"

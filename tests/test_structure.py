@@ -1,0 +1,166 @@
+"""The house keeps its shape: who may import whom, what is exported, what loading costs, what the host never does."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import rlm_jupyter
+
+PACKAGE = Path(rlm_jupyter.__file__).parent
+
+# A room may import from itself and from rooms in its list: magics -> rlm -> run -> loop -> {lm, kernels} -> {events, values, errors}.
+GROUND = {"errors", "events", "settings"}
+MAY_IMPORT = {
+    "errors": {"result"},
+    "events": set(),
+    "settings": {"errors"},
+    "trace": {"events"},
+    "result": {"errors", "events", "trace", "widgets"},
+    "contexts": GROUND,
+    "values": GROUND,
+    "replies": set(),
+    "budget": GROUND | {"lm.prices"},
+    "lm": GROUND | {"budget", "kernels.messages"},
+    "kernels": GROUND | {"contexts", "values"},
+    "kernels.guest": set(),
+    "prompts": {"kernels.kernel"},
+    "loop": GROUND
+    | {"budget", "kernels.kernel", "kernels.messages", "lm.client", "lm.handler", "prompts", "replies", "values"},
+    "engine": {"kernels"},
+    "run": GROUND | {"budget", "contexts", "engine", "kernels", "lm", "loop", "result", "trace", "values"},
+    "rlm": GROUND | {"engine", "result", "run"},
+    "widgets": {"events", "trace"},
+    "completion": {"settings"},
+    "magics": GROUND | {"completion", "contexts", "engine", "result", "run", "trace", "widgets"},
+    "testing": GROUND | {"trace"},
+    "": {"magics", "rlm", "run", "result", "settings", "errors"},
+}
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+        yield name, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def room_of(module: str) -> str:
+    parts = module.split(".")
+    return next((".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in MAY_IMPORT), parts[0])
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def test_dependencies_point_one_way() -> None:
+    known = {name for name, _ in modules()}
+    wrong = []
+    for name, tree in modules():
+        room = room_of(name) if name else ""
+        assert room in MAY_IMPORT, f"{name} belongs to no room"
+        for target in imports(tree):
+            if not target.startswith("rlm_jupyter."):
+                continue
+            target = target.removeprefix("rlm_jupyter.")
+            while target and target not in known:
+                target = target.rpartition(".")[0]
+            if room == "kernels" and target.startswith("kernels.guest"):
+                continue
+            if target and room_of(target) != room and not any(f"{target}.".startswith(f"{to}.") for to in MAY_IMPORT[room]):
+                wrong.append(f"{name or 'rlm_jupyter'} imports {target}")
+    assert wrong == []
+
+
+def test_the_guest_imports_nothing_of_ours() -> None:
+    for name, tree in modules():
+        if name.startswith("kernels.guest."):
+            assert [target for target in imports(tree) if target.startswith("rlm_jupyter")] == [], name
+
+
+def test_repl_needs_the_standard_library_and_ipython_only() -> None:
+    tree = ast.parse((PACKAGE / "kernels" / "guest" / "repl.py").read_text(encoding="utf-8"))
+    roots = {target.partition(".")[0] for target in imports(tree)}
+    assert roots <= set(sys.stdlib_module_names) | {"IPython", "ipykernel"}
+
+
+def test_exported_members() -> None:
+    for name in rlm_jupyter.__all__:
+        assert getattr(rlm_jupyter, name) is not None
+    with pytest.raises(AttributeError):
+        rlm_jupyter.no_such_name  # noqa: B018
+
+
+def test_loading_the_extension_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from IPython.core.interactiveshell import InteractiveShell as S; s = S.instance(); before = set(sys.modules);"
+        "s.run_line_magic('load_ext', 'rlm_jupyter'); import json; print(json.dumps(sorted(set(sys.modules) - before)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout
+    loaded = json.loads(out.strip().splitlines()[-1])
+    heavy = {
+        "openai",
+        "aiohttp",
+        "anyio",
+        "zmq",
+        "jupyter_client",
+        "numpy",
+        "pandas",
+        "genai_prices",
+        "rich",
+        "modal",
+        "platformdirs",
+    }
+    assert heavy.isdisjoint(name.partition(".")[0] for name in loaded)
+    assert len([name for name in loaded if name.startswith("rlm_jupyter")]) <= 4
+
+
+def test_the_host_never_unpickles_or_evaluates() -> None:
+    """P1: only what runs inside a kernel may."""
+    forbidden = {
+        ("pickle", "loads"),
+        ("pickle", "load"),
+        ("dill", "loads"),
+        ("dill", "load"),
+        ("marshal", "loads"),
+        ("marshal", "load"),
+    }
+    for name, tree in modules():
+        if name.startswith("kernels.guest"):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                match node.func:
+                    case ast.Name(id=called):
+                        assert called not in ("eval", "exec", "__import__"), f"{name}:{node.lineno}"
+                    case ast.Attribute(value=ast.Name(id=owner), attr=called):
+                        assert (owner, called) not in forbidden, f"{name}:{node.lineno}"
+
+
+def test_every_setting_can_be_reached_from_the_help() -> None:
+    from rlm_jupyter.magics import RLMMagics
+
+    text = RLMMagics.ask.__doc__ or ""
+    parser = RLMMagics.ask.parser  # type: ignore[attr-defined]
+    for action in parser._actions:
+        assert action.help
+        assert all(option in text for option in action.option_strings)
+    assert len(re.findall(r"^    %%rlm ", text, re.MULTILINE)) == 3
+    for name, trait in RLMMagics.class_traits(config=True).items():
+        assert trait.help, name
+
+
+def test_the_changelog_names_the_version() -> None:
+    assert f"## {rlm_jupyter.__version__}" in (PACKAGE.parent / "CHANGELOG.md").read_text(encoding="utf-8")
