@@ -21,6 +21,7 @@ from rlm_jupyter.kernels.kernel import CellResult, Final, Kernel, Output
 from rlm_jupyter.kernels.messages import CallOutcome, CallRequest
 from rlm_jupyter.lm.client import Message
 from rlm_jupyter.lm.handler import LMHandler
+from rlm_jupyter.lm.prices import price_of
 from rlm_jupyter.settings import RunSettings
 from rlm_jupyter.values import decode
 
@@ -196,12 +197,13 @@ class Node:
         return prompts.CUT.format(limit=self._settings.max_output_tokens) if reply.cut else ""
 
     def _left(self, iteration: int) -> prompts.Left:
-        left = self._budget.left()
+        settings, budget = self._settings, self._budget
+        priced = settings.max_cost is not None and price_of(settings.model, settings.prices, settings.base_url) is not None
         return prompts.Left(
-            min(iteration, self._settings.max_iterations),
-            self._settings.max_iterations,
-            left.calls,
-            left.seconds,
-            left.dollars,
-            left.tokens,
+            iteration=min(iteration, settings.max_iterations),
+            iterations=settings.max_iterations,
+            calls=max(0, settings.max_calls - budget.calls),
+            seconds=budget.remaining(),
+            dollars=(settings.max_cost or 0.0) - (budget.cost or 0.0) if priced else None,
+            tokens=None if settings.max_tokens is None else settings.max_tokens - budget.usage.total_tokens,
         )

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from rlm_jupyter.result import RLMResult
     from rlm_jupyter.run import Run
     from rlm_jupyter.settings import RunSettings
-    from rlm_jupyter.widgets.view import View
 
 VIEWS = ("auto", "html", "text", "none")
 PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z_]\w*)\s*\}\}")
@@ -254,27 +253,30 @@ class RLMMagics(Magics):
 
     def _watch(self, run: Run, view_name: str, out: str | None) -> RLMResult:
         """Show a run until it ends, bind `out`, and give the result; an interrupt stops the run."""
-        from rlm_jupyter.widgets.view import choose_view
+        from rlm_jupyter.trace import Trace
+        from rlm_jupyter.widgets.view import open_view
 
-        view = choose_view(view_name, self.shell)
-        feed = run.feed()
+        view, trace, feed = open_view(view_name), Trace(), run.feed()
+
+        def show(events: Iterable[Event | None]) -> None:
+            for event in events:
+                if event is not None:
+                    trace.add(event)
+                view.update(event)
+
         try:
-            self._show(feed, view)
+            view.start(trace)
+            show(feed)
             result = run.wait()
         except KeyboardInterrupt:
             stopped = run.interrupted()
-            self._show(feed.rest(), view)
+            show(feed.rest())
             assert stopped.result is not None
             result = stopped.result
         view.finish()
         if out is not None:
             self.shell.user_ns[out] = result
         return result
-
-    @staticmethod
-    def _show(feed: Iterable[Event | None], view: View) -> None:
-        for event in feed:
-            view.update(event)
 
     @no_var_expand
     @line_magic("rlm")
@@ -311,13 +313,13 @@ class RLMMagics(Magics):
         print('Change one with %config RLMMagics.model = "gpt-5-mini", or for one cell with its option, such as --model.')
 
     def _list(self, words: Sequence[str]) -> None:
-        from rlm_jupyter.widgets.text import render_list
+        from rlm_jupyter.widgets.listing import render
 
-        print(render_list([run.trace for run in self.runs.values()]))
+        print(render([run.trace for run in self.runs.values()]))
 
     def _show_again(self, words: Sequence[str]) -> None:
         from rlm_jupyter.trace import Trace, trace_folder
-        from rlm_jupyter.widgets.view import show
+        from rlm_jupyter.widgets.view import open_view
 
         if not words:
             if not self.runs:
@@ -330,7 +332,9 @@ class RLMMagics(Magics):
             if not path.is_file():
                 raise UsageError(f"no run has the id {words[0]}; %rlm list shows those of this session")
             trace = Trace.from_jsonl(path.read_text(encoding="utf-8"))
-        show(trace, self.view, self.shell)
+        view = open_view(self.view)
+        view.start(trace)
+        view.finish()
 
     def _purge(self, words: Sequence[str]) -> None:
         from rlm_jupyter.trace import purge, trace_folder

@@ -264,7 +264,11 @@ class Run:
 
     def _tell_unknown_prices(self) -> None:
         settings = self.settings
-        unknown = [m for m in dict.fromkeys((settings.model, settings.sub())) if prices.price_of(m, settings.prices) is None]
+        unknown = [
+            m
+            for m in dict.fromkeys((settings.model, settings.sub()))
+            if prices.price_of(m, settings.prices, settings.base_url) is None
+        ]
         if unknown:
             self._emit(
                 events.Notice(text=f"no price known for {' and '.join(unknown)}: dollars are not counted, the other caps hold")
