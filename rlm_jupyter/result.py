@@ -1,4 +1,4 @@
-"""What a run gives back."""
+"""What a run gives back: the answer, how it ended, what it took, and its trace. Shown in a notebook it draws the run."""
 
 from __future__ import annotations
 
@@ -54,7 +54,10 @@ class RLMResult:
         text = self.response if len(self.response) <= 200 else self.response[:200] + "..."
         return f"RLMResult(status={self.status!r}, response={text!r}, iterations={self.iterations}, calls={self.calls})"
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        from rlm_jupyter.widgets import html, text
+    def __str__(self) -> str:
+        return self.response
 
-        return {"text/html": html.render(self.trace), "text/plain": text.render(self.trace)}
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        from rlm_jupyter.widgets.html import bundle
+
+        return bundle(self.trace)

@@ -113,6 +113,7 @@ class Run:
         self._scope: anyio.CancelScope | None = None
         self._stopping = False
         self._file: TraceFile | None = None
+        self._budget: Budget | None = None
         self.future: Future[RLMResult] = engine.start(self._main)
 
     @property
@@ -221,7 +222,7 @@ class Run:
 
     async def _with_models(self, environment: Environment) -> Answer:
         settings = self.settings
-        budget = Budget(settings)
+        budget = self._budget = Budget(settings)
         lms: dict[str, Any] = {}
 
         def open_lm(model: str) -> Any:
@@ -286,17 +287,17 @@ class Run:
 
     def _end(self, answer: Answer, error: RLMError | None) -> RLMResult:
         message = str(error) if error is not None else answer.message
-        text = "" if answer.value is None and not answer.type_name else as_text(answer.value)
+        budget = self._budget
         self._emit(
             events.RunEnded(
                 status=answer.status,
                 limit=answer.limit,
-                answer=events.clip(text),
+                answer=events.clip(_text(answer)),
                 answer_type=answer.type_name,
                 error=message,
-                calls=self.trace.requests,
-                usage=self.trace.usage,
-                cost=self.trace.cost,
+                calls=budget.calls if budget else 0,
+                usage=budget.usage if budget else events.Usage(),
+                cost=budget.cost if budget else None,
                 seconds=time.time() - self.trace.started,
             )
         )
@@ -310,7 +311,7 @@ class Run:
     def _result(self, answer: Answer, error: RLMError | None) -> RLMResult:
         trace = self.trace
         return RLMResult(
-            response="" if answer.value is None and not answer.type_name else as_text(answer.value),
+            response=_text(answer),
             value=answer.value,
             status=answer.status,
             limit=answer.limit or None,
@@ -322,6 +323,10 @@ class Run:
             trace=trace,
             error=error,
         )
+
+
+def _text(answer: Answer) -> str:
+    return as_text(answer.value) if answer.type_name else ""
 
 
 def check(settings: RunSettings, *, api_key: str | None = None) -> None:
