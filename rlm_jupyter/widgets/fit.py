@@ -18,17 +18,23 @@ SHARES = {0: 0.75, 1: 0.5}
 """The part of what is left that a claim may take; the last claim may take it all."""
 
 
+Escape = Callable[[str], str]
+
+
 @dataclasses.dataclass(slots=True)
 class Slot:
-    """A text that may be cut. `text` is visible already, but not escaped; `cap` bounds it whatever space there is."""
+    """A text that may be cut. `text` is visible already, but not escaped; `cap` bounds it whatever space there is.
+
+    `escape` is what is written for it, where that differs from the rest of the page.
+    """
 
     text: str
     claim: int = 2
     cap: int = 64 * 1024
+    escape: Escape | None = None
 
 
 Part = str | Slot
-Escape = Callable[[str], str]
 
 
 def weight(text: str) -> int:
@@ -81,12 +87,12 @@ def fill(parts: Sequence[Part], cap: int, escape: Escape) -> str:
     texts: dict[int, str] = {}
     for claim in claims:
         mine = [slot for slot in slots if slot.claim == claim]
-        whole = [cut(slot.text, slot.cap, escape) for slot in mine]
+        whole = [cut(slot.text, slot.cap, slot.escape or escape) for slot in mine]
         weights = [weight(text) for text in whole]
         allowed = room if claim == claims[-1] else int(room * SHARES.get(claim, 1.0))
         limit = common_room(weights, allowed)
         for slot, text, need in zip(mine, whole, weights, strict=True):
-            texts[id(slot)] = text if need <= limit else cut(slot.text, limit, escape)
+            texts[id(slot)] = text if need <= limit else cut(slot.text, limit, slot.escape or escape)
             room -= min(need, weight(texts[id(slot)]))
         room = max(room, 0)
     return "".join(part if isinstance(part, str) else texts[id(part)] for part in parts)

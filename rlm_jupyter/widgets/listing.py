@@ -16,7 +16,9 @@ def render(traces: Sequence[Trace]) -> str:
         return "no run in this session yet; %%rlm? tells how to ask"
     rows = [HEAD, *(_row(trace) for trace in traces)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD) - 1)]
-    return "\n".join("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows)
+    return "\n".join(
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
+    )
 
 
 def _row(trace: Trace) -> tuple[str, ...]:

@@ -23,11 +23,23 @@ LIVE_CAP = 64 * 1024
 DETAILS_CAP = 480
 """Collapsible rows of one page: their cost in a browser grows faster than their number."""
 
+NOTICES = 40
+"""Notices shown, the latest."""
+
 LINE = "rgba(128,128,128,.3)"
-GOOD = "var(--jp-success-color1,#2e7d32)"
-BAD = "var(--jp-error-color1,#d32f2f)"
-WARN = "var(--jp-warn-color1,#b26a00)"
+GOOD = "var(--jp-success-color1,#388e3c)"
+BAD = "var(--jp-error-color1,#e04848)"
+WARN = "var(--jp-warn-color1,#c77700)"
 TONES = {"answered": GOOD, "running": "inherit", "failed": BAD}
+
+COLOURS = {
+    "Comment": "var(--jp-mirror-editor-comment-color,#7a8a8a)",
+    "String": "var(--jp-mirror-editor-string-color,#c0553f)",
+    "Keyword": "var(--jp-mirror-editor-keyword-color,#2f8f4e)",
+    "Operator.Word": "var(--jp-mirror-editor-keyword-color,#2f8f4e)",
+}
+HIGHLIGHT_CAP = 8 * 1024
+"""Characters of the longest code that is coloured."""
 
 ROOT = "line-height:1.5;font-variant-numeric:tabular-nums;padding:0 0 .3em 0"
 MUTED = "opacity:.7"
@@ -43,10 +55,9 @@ ERROR = BLOCK + f"padding:.1em .8em;border-left:2px solid {BAD};background-color
 SUMMARY = "cursor:pointer;padding:.3em 0"
 ROW = "display:inline-flex;justify-content:space-between;align-items:baseline;column-gap:1.5em;width:96%"
 LEFT = "min-width:0;overflow:hidden;text-overflow:ellipsis;white-space:nowrap"
-FIGURES = "opacity:.7;font-size:.9em;white-space:nowrap;text-align:right"
 CALLS = (
     f"margin:.2em 0 .4em .4em;padding-left:.8em;border-left:2px solid {LINE};font-size:.92em;white-space:pre-wrap;"
-    "overflow-wrap:anywhere"
+    "overflow-wrap:anywhere;max-height:36em;overflow:auto"
 )
 LABEL = "display:inline-block;width:8em;opacity:.7;vertical-align:top"
 VALUE = "display:inline-block;max-width:calc(100% - 9em);overflow-wrap:anywhere"
@@ -59,6 +70,20 @@ def escape(text: str) -> str:
 
 def tag(name: str, style: str, *inner: Part) -> list[Part]:
     return [f'<{name} style="{style}">' if style else f"<{name}>", *inner, f"</{name}>"]
+
+
+def highlight(code: str) -> str:
+    """Give visible Python code as HTML with its keywords, strings and comments in the theme's colours."""
+    from pygments.lexers.python import PythonLexer  # type: ignore[import-untyped]
+
+    found: list[tuple[str, str]] = []
+    for kind, text in PythonLexer(stripnl=False, ensurenl=False).get_tokens(code):
+        colour = next((colour for name, colour in COLOURS.items() if name in repr(kind)), "")
+        if found and (found[-1][0] == colour or not text.strip()):
+            found[-1] = (found[-1][0], found[-1][1] + text)
+        else:
+            found.append((colour, text))
+    return "".join(f'<span style="color:{colour}">{escape(text)}</span>' if colour else escape(text) for colour, text in found)
 
 
 def say(text: str) -> str:
@@ -181,9 +206,13 @@ def _iteration(iteration: Iteration, drawn: Drawn, whole: bool, is_open: bool) -
     line = (
         f'<span style="{ROW}"><span style="{LEFT}"><span style="{MUTED}">{iteration.iteration}</span>&ensp;'
         f"{say(reading.teaser(iteration))}</span>"
-        f'<span style="{FIGURES}">'
-        + (f'<span style="color:{BAD}">{say(words.one_line(trouble, 60))}</span> · ' if trouble else "")
-        + f"{dotted(words.iteration_figures(iteration))}</span></span>"
+        f'<span style="white-space:nowrap;font-size:.9em">'
+        + (
+            f'<span style="color:{BAD}">{say(words.one_line(trouble, 44))}</span> <span style="{MUTED}">· '
+            if trouble
+            else f'<span style="{MUTED}">'
+        )
+        + f"{dotted(words.iteration_figures(iteration))}</span></span></span>"
     )
     if not whole:
         return tag("div", f"border-top:1px solid {LINE};padding:.3em 0 .3em 1em", line)
@@ -192,11 +221,10 @@ def _iteration(iteration: Iteration, drawn: Drawn, whole: bool, is_open: bool) -
         '<div style="padding:.4em 0 .4em 1.1em">',
     ]
     for piece in reading.pieces(iteration):
-        text = Slot(words.visible(piece.text))
         if piece.is_code:
-            parts += tag("div", SMALL, "code that did not run") + tag("pre", CODE, text)
+            parts += tag("div", SMALL, "code that did not run") + tag("pre", CODE, _code(piece.text))
         else:
-            parts += [f'<div dir="auto" style="{PROSE}">', text, "</div>"]
+            parts += [f'<div dir="auto" style="{PROSE}">', Slot(words.visible(piece.text)), "</div>"]
     for cell in iteration.cells[:20]:
         parts += _cell(cell, drawn)
     if len(iteration.cells) > 20:
@@ -209,7 +237,7 @@ def _cell(cell: Cell, drawn: Drawn) -> list[Part]:
         [] if cell.status == "running" else [words.duration(cell.seconds)]
     )
     style = SMALL if cell.status in ("ok", "running") else f"font-size:.9em;color:{BAD}"
-    parts = tag("div", style, dotted(figures)) + tag("pre", CODE, Slot(words.visible(cell.code).strip("\n")))
+    parts = tag("div", style, dotted(figures)) + tag("pre", CODE, _code(cell.code))
     left_out = 0
     for group in reading.groups(cell):
         if len(group) > 1 and id(group[0]) in drawn.groups:
@@ -228,6 +256,11 @@ def _cell(cell: Cell, drawn: Drawn) -> list[Part]:
     return parts
 
 
+def _code(code: str) -> Slot:
+    text = words.visible(code).strip("\n")
+    return Slot(text, escape=highlight if len(text) <= HIGHLIGHT_CAP else escape)
+
+
 def _group(group: Sequence[Call], drawn: Drawn) -> list[Part]:
     models = {call.model for call in group}
     usage, cost = words.sums((call.usage, call.cost) for call in group)
@@ -239,7 +272,7 @@ def _group(group: Sequence[Call], drawn: Drawn) -> list[Part]:
     ]
     for number, call in enumerate(group, 1):
         if id(call) in drawn.rows:
-            parts += _call(call, f"{number}", call.model if len(models) > 1 else "")
+            parts += _call(call, f"{number:,}".rjust(len(f"{len(group):,}"), "\u2007"), call.model if len(models) > 1 else "")
     if missing := [call for call in group if id(call) not in drawn.rows]:
         parts += tag("div", MUTED, say(f"and {len(missing):,} more without a row: {words.batch(missing)}"))
     return [*parts, "</div></details>"]
@@ -263,17 +296,14 @@ def _call(call: Call, label: str, model: str) -> list[Part]:
 
 
 def _ending(trace: Trace, live: bool) -> list[Part]:
-    parts: list[Part] = []
-    notices = trace.notices[-40:]
-    if len(trace.notices) > 40:
-        parts += tag("div", SMALL, f"{words.count(len(trace.notices) - 40, 'earlier notice')} not shown")
-    for notice in notices:
-        parts += tag("div", f"{SMALL};padding:.1em 0", say(words.one_line(notice, 300)))
     rows = [] if live else words.totals(trace)
     if rows and trace.question:
         rows.insert(0, ("question", words.one_line(trace.question, 600)))
+    if len(trace.notices) > NOTICES:
+        rows.append(("notice", f"{words.count(len(trace.notices) - NOTICES, 'earlier notice')} not shown"))
+    rows += [("notice", words.one_line(notice, 300)) for notice in trace.notices[-NOTICES:]]
     lines = [
         f'<div><span style="{LABEL}">{label}</span><span style="{VALUE}">{say(text)}</span></div>'
         for label, text in rows
     ]  # fmt: skip
-    return [*tag("div", f"border-top:1px solid {LINE};padding:.5em 0 0 0;font-size:.92em", *lines), *parts]
+    return tag("div", f"border-top:1px solid {LINE};padding:.5em 0 0 0;font-size:.92em", *lines)

@@ -95,11 +95,13 @@ def _outcome(cell: Cell) -> Iterator[tuple[str, str]]:
             yield "failed", f"{BANG}{words.one_line(call.error, 200)}"
     if len(found) > 10:
         yield "figures", f"{BAR}and {words.batch([call for group in found[10:] for call in group])}"
-    for segment in reading.segments(cell):
+    segments = reading.segments(cell)
+    for segment in segments:
         yield ("error" if segment.bad else "output"), _led(segment.text, BANG if segment.bad else BAR)
     if cell.omitted:
         yield "figures", f"{BAR}{words.size(cell.omitted)} of output were not kept"
-    if cell.status not in ("ok", "running"):
+    told = cell.status == "error" and any(segment.bad and cell.error.strip() in segment.text for segment in segments)
+    if cell.status not in ("ok", "running") and not told:
         yield "failed", f"{BANG}cell {cell.cell}: {words.cell_status(cell)}"
 
 
@@ -249,6 +251,16 @@ class TextView:
         self._trace = trace
         self._began = self._clock()
         self._shown = self._began - INTERVAL
+        if trace.run:
+            self._paper.put("figures", " · ".join(words.opening(trace)))
+        for iteration in trace.iterations:
+            self._paper.put("heading", f"\n{_name(iteration)}")
+            for style, text in _blocks(iteration):
+                self._paper.put(style, shorten(text, LINES, 8_000))
+            if iteration.state == "ended":
+                self._paper.put("figures", " · ".join(words.iteration_figures(iteration)))
+            else:
+                self._open = iteration
 
     def update(self, event: Event | None) -> None:
         """Show `event`, which is folded into the trace already; None is a tick of the clock."""

@@ -26,9 +26,9 @@ _JOINERS = "\u200c\u200d"
 def visible(text: Any) -> str:
     """Give `text` with everything in it that hides, moves or reorders characters written out.
 
-    Control characters become their pictures (ESC is shown as `␛`), so an ANSI sequence is text; bidirectional and
-    zero-width characters, tags and lone surrogates become `\\u....`. Newline and tab stay. Joiners stay inside words of
-    the scripts, and the emoji, that need them.
+    Control characters are shown as `\\x1b`, so an ANSI sequence is text; bidirectional and zero-width characters, tags and
+    lone surrogates as `\\u202e`. Newline and tab stay. Joiners stay inside
+    words of the scripts, and inside the emoji, that need them.
     """
     if not isinstance(text, str):
         text = "" if text is None else str(text)
@@ -38,10 +38,8 @@ def visible(text: Any) -> str:
 def _written_out(match: re.Match[str]) -> str:
     char = match[0]
     code = ord(char)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    if code == 0x7F:
-        return "\u2421"
+    if code < 0x100:
+        return f"\\x{code:02x}"
     if char in _JOINERS and _joinable(match.string, match.start() - 1) and _joinable(match.string, match.start() + 1):
         return char
     return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
@@ -85,8 +83,8 @@ def duration(seconds: Any) -> str:
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600:,} h {whole % 3600 // 60:02d} min"
+        return f"{whole // 60} min" + (f" {whole % 60:02d} s" if whole % 60 else "")
+    return f"{whole // 3600:,} h" + (f" {whole % 3600 // 60:02d} min" if whole % 3600 >= 60 else "")
 
 
 def size(number: Any) -> str:
@@ -125,6 +123,12 @@ def money(cost: Any, cap: Any = None, usage: Usage | None = None) -> str:
         return "no price known"
     text = (tilde(usage) if usage is not None else "") + dollars(cost)
     return text if cap is None or _figure(cap) == 0 else f"{text} of {dollars(cap)}"
+
+
+def spent(trace: Trace) -> str:
+    """Give what the run cost, of what it may cost."""
+    cost = 0.0 if trace.cost is None and not trace.requests else trace.cost
+    return money(cost, setting(trace, "max_cost"), trace.usage)
 
 
 def setting(trace: Trace, name: str) -> Any:
@@ -191,7 +195,7 @@ def headline(trace: Trace) -> list[str]:
         count(len(turns(trace)), "iteration"),
         count(trace.requests, "request"),
         tokens(trace.usage),
-        money(trace.cost, setting(trace, "max_cost"), trace.usage),
+        spent(trace),
         duration(trace.seconds),
         models(trace),
     ]
@@ -219,7 +223,7 @@ def totals(trace: Trace) -> list[tuple[str, str]]:
     if usage.cached_tokens:
         parts.append(f"{usage.cached_tokens:,} cached")
     rows.append(("tokens", f"{tokens(usage)} ({', '.join(parts)})" + ("; ~ is our estimate" if usage.estimated else "")))
-    rows.append(("cost", money(trace.cost, setting(trace, "max_cost"), usage)))
+    rows.append(("cost", spent(trace)))
     limit = _figure(setting(trace, "timeout"))
     rows.append(("time", duration(trace.seconds) + (f" of at most {duration(limit)}" if limit else "")))
     environment = ": ".join(filter(None, (one_line(setting(trace, "environment") or "", 40), one_line(trace.isolation, 200))))
@@ -282,7 +286,7 @@ def trouble(iteration: Iteration) -> str:
     """Name the first thing that went wrong in an iteration's cells, '' if nothing did."""
     for cell in iteration.cells:
         if cell.status not in ("ok", "running"):
-            return cell_status(cell)
+            return one_line(cell.error or cell.status, 120)
     return ""
 
 
@@ -327,7 +331,7 @@ def progress(trace: Trace, seconds: float) -> list[str]:
         parts.append("set-up code" if last == 0 else f"iteration {last:,} of {of:,}" if of else f"iteration {last:,}")
     if trace.calls:
         parts.append(batch(trace.calls))
-    parts += [tokens(trace.usage), money(trace.cost, setting(trace, "max_cost"), trace.usage)]
+    parts += [tokens(trace.usage), spent(trace)]
     parts.append(duration(seconds) if seconds >= 59.5 else f"{int(seconds)} s")
     return [*parts, models(trace)]
 
