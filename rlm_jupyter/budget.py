@@ -1,0 +1,279 @@
+"""The caps of a run on requests, tokens, dollars and time, held for the whole tree and before the money is spent.
+
+Each request reserves the most it can cost and settles for what it did cost: so the caps hold however many requests are under
+way at once, and a cap ends a run even if the code swallows every exception. The most it can cost: for the input its bytes (no
+tokenizer makes more than one token of a byte), tightened by the tokens per byte seen for that model, with a margin; for the
+output `max_output_tokens`. What does not fit waits, first come, first served, for requests under way, whose settling may make
+room, and fails only when none is.
+
+A budget belongs to one event loop. It never asks a clock for anything but the deadline, and nothing of it sleeps.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+import anyio
+
+from rlm_jupyter.errors import LimitReached
+from rlm_jupyter.events import Usage
+from rlm_jupyter.lm.prices import Price, cost_of
+from rlm_jupyter.settings import RunSettings
+
+MARGIN = 1.25
+"""On the most tokens per byte seen for a model."""
+WITNESS = 256
+"""Bytes that a request must have for its tokens per byte to say something."""
+GUESS = 0.3
+"""Tokens per byte of English and code, where nothing was seen: for estimates only, never for a reservation."""
+
+
+class RequestTooLarge(LimitReached):
+    """One request could cost more than the whole cap: no waiting helps, but a smaller one may do."""
+
+
+@dataclass(slots=True)
+class _Seen:
+    """Tokens per byte of a model's inputs: the most, and over all."""
+
+    most: float = 0.0
+    tokens: int = 0
+    size: int = 0
+
+
+@dataclass(slots=True)
+class _Need:
+    """What a request may take at most."""
+
+    tokens: int
+    dollars: float
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    model: str
+    price: Price | None
+    input_bytes: int
+    turn: anyio.Event = field(default_factory=anyio.Event)
+    granted: Reservation | None = None
+    error: LimitReached | None = None
+
+
+class Reservation:
+    """Room for one request. Settle it with what the request cost, or release it if it was never sent; once."""
+
+    __slots__ = ("_budget", "_open", "input_bytes", "model", "need", "price")
+
+    def __init__(self, budget: Budget, model: str, price: Price | None, input_bytes: int, need: _Need) -> None:
+        self._budget, self._open = budget, True
+        self.model, self.price, self.input_bytes, self.need = model, price, input_bytes, need
+
+    def settle(self, usage: Usage) -> float | None:
+        """Count what the request took, make room for others, and give its cost in dollars (None: no price known)."""
+        cost = cost_of(usage, self.price)
+        if self._open:
+            self._open = False
+            self._budget._settle(self, usage, cost)
+        return cost
+
+    def release(self) -> None:
+        """Give everything back: the request was never sent."""
+        if self._open:
+            self._open = False
+            self._budget._release(self)
+
+    def estimate(self, output: str | None) -> Usage:
+        """Estimate a request whose usage nobody tells: by its bytes and its reply; None: by the most it can have been."""
+        return self._budget.estimate(self.model, self.input_bytes, output)
+
+
+class Budget:
+    """What a run may spend, what it has spent, and what requests under way may still take.
+
+    Parameters
+    ----------
+    settings
+        The caps: `max_calls`, `max_tokens`, `max_cost`, `timeout`, and `max_output_tokens` of one reply.
+    started
+        When the run began, as `time.monotonic()` has it; now if left out.
+    """
+
+    def __init__(self, settings: RunSettings, started: float | None = None) -> None:
+        self._settings = settings
+        self.started = time.monotonic() if started is None else started
+        self.deadline = self.started + settings.timeout
+        self.calls = 0
+        self.usage = Usage()
+        self.cost: float | None = None
+        self.limit: LimitReached | None = None
+        self._held = _Need(0, 0.0)
+        self._in_flight = 0
+        self._waiters: deque[_Waiter] = deque()
+        self._seen: dict[str, _Seen] = {}
+
+    @property
+    def in_flight(self) -> int:
+        """Requests under way."""
+        return self._in_flight
+
+    def remaining(self) -> float:
+        """Give the seconds until the deadline, never below 0."""
+        return max(0.0, self.deadline - time.monotonic())
+
+    async def reserve(self, model: str, price: Price | None, input_bytes: int) -> Reservation:
+        """Wait for room for a request and take it.
+
+        Raises
+        ------
+        RequestTooLarge
+            The request alone could cost more than a cap; others may still be made.
+        LimitReached
+            A cap is used up, and stays so: `limit` holds it from now on and every later call fails with it.
+        """
+        self.check()
+        waiter = _Waiter(model, price, input_bytes)
+        if not self._waiters and self._grant(waiter):
+            return self._taken(waiter)
+        self._waiters.append(waiter)
+        try:
+            with anyio.move_on_after(self.remaining()):
+                await waiter.turn.wait()
+        except BaseException:
+            self._forget(waiter)
+            raise
+        if not waiter.turn.is_set():
+            self._forget(waiter)
+            self._time_out()
+            self.check()
+        return self._taken(waiter)
+
+    def check(self) -> None:
+        """Raise the `LimitReached` of a cap that is used up, also by the clock."""
+        if self.limit is None and time.monotonic() >= self.deadline:
+            self._reach(
+                LimitReached("timeout", f"the time of the run is used up (--timeout {self._settings.timeout:g} seconds)")
+            )
+        if self.limit is not None:
+            raise self.limit
+
+    def too_large(self, model: str, price: Price | None, input_bytes: int) -> RequestTooLarge | None:
+        """Give the error of a request that could cost more than a whole cap, None where it would fit."""
+        return self._alone(self._bound(model, price, input_bytes))
+
+    def estimate(self, model: str, input_bytes: int, output: str | None) -> Usage:
+        """Estimate the usage of a request from the size of its input and its reply (None: from the most it may be)."""
+        seen = self._seen.get(model)
+        per_byte = seen.tokens / seen.size if seen else GUESS
+        received = (
+            self._settings.max_output_tokens if output is None else math.ceil(len(output.encode("utf-8", "replace")) * GUESS)
+        )
+        return Usage(math.ceil(input_bytes * per_byte), received, estimated=True)
+
+    def _bound(self, model: str, price: Price | None, input_bytes: int) -> _Need:
+        seen = self._seen.get(model)
+        per_byte = min(seen.most * MARGIN, max(1.0, seen.most)) if seen else 1.0
+        sent, received = math.ceil(input_bytes * per_byte), self._settings.max_output_tokens
+        return _Need(sent + received, price.worst(sent, received) if price else 0.0)
+
+    def _grant(self, waiter: _Waiter) -> bool:
+        """Decide on a waiter if that can be done now: it gets its reservation or its error."""
+        need = self._bound(waiter.model, waiter.price, waiter.input_bytes)
+        refusal = self._alone(need)
+        if refusal is not None:
+            waiter.error = refusal
+            return True
+        lacking = self._lacking(need)
+        if lacking is None:
+            self._in_flight += 1
+            self._held = _Need(self._held.tokens + need.tokens, self._held.dollars + need.dollars)
+            waiter.granted = Reservation(self, waiter.model, waiter.price, waiter.input_bytes, need)
+            return True
+        if self._in_flight == 0:
+            self._reach(lacking)
+            waiter.error = self.limit
+            return True
+        return False
+
+    def _alone(self, need: _Need) -> RequestTooLarge | None:
+        """Refuse what would not fit if nothing else had ever been spent."""
+        tokens, dollars = self._settings.max_tokens, self._settings.max_cost
+        if tokens is not None and need.tokens > tokens:
+            return RequestTooLarge(
+                "max_tokens", f"this request alone may take {need.tokens:,} tokens; --max-tokens is {tokens:,}"
+            )
+        if dollars is not None and need.dollars > dollars:
+            return RequestTooLarge(
+                "max_cost", f"this request alone may cost {need.dollars:.2f} dollars; --max-cost is {dollars:g}"
+            )
+        return None
+
+    def _lacking(self, need: _Need) -> LimitReached | None:
+        """Name the cap that `need` does not fit under now, counting what is under way at its most."""
+        calls, tokens, dollars = self._settings.max_calls, self._settings.max_tokens, self._settings.max_cost
+        if self.calls + self._in_flight + 1 > calls:
+            return LimitReached("max_calls", f"all {calls:,} requests of the run are used up (--max-calls)")
+        if tokens is not None and self.usage.total_tokens + self._held.tokens + need.tokens > tokens:
+            spent = self.usage.total_tokens
+            return LimitReached(
+                "max_tokens", f"{spent:,} of {tokens:,} tokens are used up, a request may take more than is left"
+            )
+        if dollars is not None and need.dollars > 0 and (self.cost or 0.0) + self._held.dollars + need.dollars > dollars:
+            return LimitReached(
+                "max_cost",
+                f"{self.cost or 0.0:.4f} of {dollars:g} dollars are spent, a request may cost more than is left (--max-cost)",
+            )
+        return None
+
+    def _time_out(self) -> None:
+        self._reach(LimitReached("timeout", f"the time of the run is used up (--timeout {self._settings.timeout:g} seconds)"))
+
+    def _reach(self, limit: LimitReached) -> None:
+        """Remember the first cap that was reached and fail all who wait."""
+        if self.limit is None:
+            self.limit = limit
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            waiter.error = self.limit
+            waiter.turn.set()
+
+    def _taken(self, waiter: _Waiter) -> Reservation:
+        if waiter.granted is None:
+            assert waiter.error is not None
+            raise waiter.error
+        return waiter.granted
+
+    def _forget(self, waiter: _Waiter) -> None:
+        """Let a waiter go that gave up; what it was granted in the same moment is given back."""
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
+            self._admit()
+        elif waiter.granted is not None:
+            waiter.granted.release()
+
+    def _settle(self, reservation: Reservation, usage: Usage, cost: float | None) -> None:
+        self.calls += 1
+        self.usage += usage
+        if cost is not None:
+            self.cost = (self.cost or 0.0) + cost
+        if not usage.estimated and usage.input_tokens and reservation.input_bytes >= WITNESS:
+            seen = self._seen.setdefault(reservation.model, _Seen())
+            seen.most = max(seen.most, usage.input_tokens / reservation.input_bytes)
+            seen.tokens += usage.input_tokens
+            seen.size += reservation.input_bytes
+        self._release(reservation)
+
+    def _release(self, reservation: Reservation) -> None:
+        self._in_flight -= 1
+        need, held = reservation.need, self._held
+        empty = self._in_flight == 0
+        self._held = _Need(0, 0.0) if empty else _Need(held.tokens - need.tokens, max(0.0, held.dollars - need.dollars))
+        self._admit()
+
+    def _admit(self) -> None:
+        """Let in those who wait, in their order, until one does not fit."""
+        while self._waiters and self._grant(self._waiters[0]):
+            if self._waiters:  # a cap that was reached has emptied the queue
+                self._waiters.popleft().turn.set()

@@ -1,0 +1,177 @@
+"""The HTTP under `OpenAILM`: one openai client, what it may send, and how much it may read. Imported late: openai is heavy.
+
+What the environment says about proxies and certificates is honoured, and bypassed for loopback. What it says for OpenAI
+(organisation, project, custom headers) goes to OpenAI only, and `OPENAI_BASE_URL` is never asked: a key goes to no other host.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import ssl
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import anyio
+import httpx2
+import openai
+from openai import AsyncOpenAI, AsyncStream, DefaultAioHttpClient, Omit
+
+from rlm_jupyter.errors import LMError, LMRefused, LMReplyError, LMUnavailable
+from rlm_jupyter.lm.failures import Failure, Spent, one_line
+from rlm_jupyter.settings import MIB, PROMPT_CAP
+
+OPENAI_HOST = "api.openai.com"
+CONNECT_TIMEOUT = 30.0
+BODY_CAP = 2 * PROMPT_CAP
+ERROR_CAP = MIB // 4
+
+
+class _Bounded(httpx2.AsyncByteStream):
+    """A response's bytes, at most `cap`: what is over is an error, or of an error's own body just left out."""
+
+    def __init__(self, inner: httpx2.AsyncByteStream, cap: int, strict: bool) -> None:
+        self._inner, self._left, self._strict = inner, cap, strict
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._inner:
+            self._left -= len(chunk)
+            if self._left < 0:
+                if self._strict:
+                    raise LMReplyError(f"the reply is longer than {BODY_CAP // MIB} MiB")
+                return
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+class _Client(DefaultAioHttpClient):
+    """The aiohttp client, with every response bounded. Packed responses are not asked for, and refused: 1 MB can hold 1 GB."""
+
+    async def send(self, request: httpx2.Request, *, stream: bool = False, **options: Any) -> httpx2.Response:
+        response = await super().send(request, stream=True, **options)
+        if response.headers.get("content-encoding", "identity") != "identity":
+            await response.aclose()
+            raise LMReplyError(f"{request.url.host} packs its replies although asked not to")
+        good = response.status_code == 200
+        response.stream = _Bounded(response.stream, BODY_CAP if good else ERROR_CAP, good)  # type: ignore[arg-type]
+        if not stream:
+            await response.aread()
+        return response
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether `host` is this machine by name or address; no look-up is made."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host.split("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def _ssl_context() -> ssl.SSLContext | bool:
+    """Give what `REQUESTS_CA_BUNDLE` names, which firms set; `SSL_CERT_FILE` and `SSL_CERT_DIR` httpx2 reads itself."""
+    bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
+    if not bundle or os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR"):
+        return True
+    try:
+        if os.path.isdir(bundle):
+            return ssl.create_default_context(capath=bundle)
+        return ssl.create_default_context(cafile=bundle)
+    except OSError:
+        raise LMRefused(f"REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names {bundle}, which cannot be read") from None
+
+
+class Connection:
+    """An openai client of one server, for one event loop."""
+
+    def __init__(self, base_url: str, key: str | None) -> None:
+        self.key = key
+        url = urlsplit(base_url)
+        self.where = url.netloc.rpartition("@")[2] or base_url
+        local = is_loopback(url.hostname or "")
+        plain = local and url.scheme == "http"
+        http = _Client(
+            follow_redirects=False,
+            trust_env=not local,
+            verify=False if plain else _ssl_context(),  # no TLS there, and loading certificates takes 50 ms
+            timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT),
+        )
+        ours = url.hostname == OPENAI_HOST
+        self._client = AsyncOpenAI(
+            api_key=key or "",
+            base_url=base_url,
+            max_retries=0,
+            http_client=http,
+            default_headers=self._headers(ours),
+            _enforce_credentials=False,
+        )
+        if not ours:
+            self._client.organization = self._client.project = None
+
+    def _headers(self, ours: bool) -> dict[str, Any]:
+        """Say what is sent; `Omit` takes away what openai would add from `OPENAI_CUSTOM_HEADERS`."""
+        custom = [line.partition(":")[0].strip() for line in os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n")]
+        headers: dict[str, Any] = {} if ours else {name: Omit() for name in custom if name}
+        headers["Accept-Encoding"] = "identity"
+        headers["Authorization"] = f"Bearer {self.key}" if self.key else Omit()
+        return headers
+
+    async def post(self, body: bytes) -> httpx2.Response:
+        """Send a chat completion; give the response, unread. Raises `Failure` for an error status."""
+        try:
+            response: Any = await self._client.post(
+                "/chat/completions", cast_to=httpx2.Response, content=body, stream=True, stream_cls=AsyncStream[Any]
+            )
+        except openai.APIStatusError as error:
+            response = error.response
+            raise Failure(response.status_code, response.headers, response.content) from None
+        except openai.APIConnectionError as error:
+            lost = self._lost(error)
+            raise lost from lost.__cause__
+        assert isinstance(response, httpx2.Response)
+        return response
+
+    async def chunks(self, response: httpx2.Response) -> AsyncIterator[bytes]:
+        """Read a response's bytes as they come."""
+        try:
+            async for chunk in response.aiter_bytes():
+                yield chunk
+        except httpx2.HTTPError as error:
+            lost = self._lost(error)
+            raise lost from lost.__cause__
+
+    async def read(self, response: httpx2.Response) -> bytes:
+        """Read a response whole."""
+        try:
+            return await response.aread()
+        except httpx2.HTTPError as error:
+            raise self._lost(error) from Spent(None, None)
+
+    async def drop(self, response: httpx2.Response) -> None:
+        """Let go of a response; where it is not at its end the connection is closed, so that the server stops too."""
+        if not response.is_closed:
+            with anyio.move_on_after(1, shield=True):
+                await response.aclose()
+
+    async def aclose(self) -> None:
+        await self._client.close()
+
+    def _lost(self, error: BaseException) -> LMError:
+        """Tell a lost connection by the innermost error: the outer ones call a reset a time-out."""
+        if isinstance(error.__cause__, LMError):
+            return error.__cause__
+        inner: BaseException = error
+        while inner.__cause__ is not None:
+            inner = inner.__cause__
+        name = type(inner).__name__
+        if isinstance(inner, ConnectionRefusedError) or "refused" in str(inner):
+            return LMUnavailable(f"no server listens at {self.where} (connection refused)")
+        if isinstance(inner, ssl.SSLError):
+            return LMRefused(one_line(f"the certificate of {self.where} was not accepted: {inner}", self.key))
+        lost = LMUnavailable(one_line(f"the connection to {self.where} was lost ({name}: {inner})", self.key))
+        lost.__cause__ = Spent(None, "")  # the prompt may have been read
+        return lost

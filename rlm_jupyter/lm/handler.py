@@ -1,0 +1,465 @@
+"""Answers every LM call of a run, in-process: the root's (`ask`) and those of the code in a kernel (`answer`).
+
+Here meet the things that must hold for the whole tree: one limiter for requests under way, one budget reserved before each
+request, retries, and a ledger by call id, so that no reply that got lost on its way is ever asked for, or paid, twice.
+The handler believes its own ledger and nothing that a REPL says. Code may name the run's models only, errors reach it as
+outcomes and never as text, and after a cap is reached every further call is refused at once, without an event or a byte kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import anyio
+
+from rlm_jupyter import events
+from rlm_jupyter.budget import Budget, RequestTooLarge, Reservation
+from rlm_jupyter.errors import LimitReached, LMError, LMRefused, SettingsError
+from rlm_jupyter.events import Emit, Usage, clip
+from rlm_jupyter.kernels.messages import CallOutcome, CallRequest
+from rlm_jupyter.lm.client import LM, Completion, Message
+from rlm_jupyter.lm.failures import ParameterRefused, Spent
+from rlm_jupyter.lm.prices import Price, price_of
+from rlm_jupyter.lm.providers import models_of
+from rlm_jupyter.settings import BATCH_CAP, MIB, PROMPT_CAP, RunSettings, did_you_mean
+
+ATTEMPT_TIMEOUT = 600.0
+"""Seconds that one request may take, as openai has it."""
+BACKOFF, BACKOFF_CAP = 0.5, 30.0
+"""Seconds before the first retry, doubled for each further one, and the most."""
+ADAPTATIONS = 3
+"""Requests sent again because a parameter is now sent otherwise; they are no retries."""
+LEDGER_CAP = 64 * MIB
+"""Characters of replies kept for the case that one is asked for again; of older ones only the ids are kept."""
+PART_SECONDS = 0.05
+"""Text of a stream is told at most this often."""
+MESSAGE_BYTES, REQUEST_BYTES = 16, 64
+"""What a server adds to the text of a message and of a request, generously, in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class RootReply:
+    """The root LM's reply and what it took, failed attempts included."""
+
+    text: str
+    finish_reason: str
+    usage: Usage
+    cost: float | None
+    attempts: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What the attempts at one call took so far."""
+
+    started: float = field(default_factory=time.monotonic)
+    usage: Usage = field(default_factory=Usage)
+    cost: float | None = None
+    attempts: int = 0
+    partial: str = ""
+
+    def add(self, reservation: Reservation, usage: Usage) -> None:
+        cost = reservation.settle(usage)
+        self.attempts += 1
+        self.usage += usage
+        if cost is not None:
+            self.cost = (self.cost or 0.0) + cost
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A call in the ledger: the hash of its body, and its outcomes once it has them (None again when they were dropped)."""
+
+    digest: bytes
+    done: anyio.Event = field(default_factory=anyio.Event)
+    outcomes: list[CallOutcome] | None = None
+    size: int = 0
+    made: bool = False
+
+
+class LMHandler:
+    """The one place through which a run asks language models. Belongs to one event loop.
+
+    Parameters
+    ----------
+    settings, budget
+        The run's; the budget is shared by the whole tree.
+    open_lm
+        Gives the client of a model, which the handler closes: `lm.providers.open_lm` with the settings.
+    emit, node
+        Where events go, and the node of the tree that they belong to.
+
+    Attributes
+    ----------
+    limit
+        The cap that is used up, or None. The run has to end when it is set, whatever the code does.
+    """
+
+    def __init__(
+        self, settings: RunSettings, budget: Budget, open_lm: Callable[[str], LM], emit: Emit, node: str = "0"
+    ) -> None:
+        self._settings, self._budget, self._open_lm, self._emit, self._node = settings, budget, open_lm, emit, node
+        self._limiter = anyio.CapacityLimiter(settings.max_concurrency)
+        self._models = models_of(settings)
+        self._lms: dict[str, LM] = {}
+        self._prices: dict[str, Price | None] = {}
+        self._ledger: OrderedDict[tuple[int, str], _Entry] = OrderedDict()
+        self._kept = 0
+        self._limit_told = False
+
+    @property
+    def limit(self) -> LimitReached | None:
+        return self._budget.limit
+
+    async def aclose(self) -> None:
+        """Close every client."""
+        while self._lms:
+            await self._lms.popitem()[1].aclose()
+
+    def price(self, model: str) -> Price | None:
+        """Give the price of a model of the run, None where none is known."""
+        if model not in self._prices:
+            self._prices[model] = price_of(model, self._settings.prices, self._settings.base_url)
+        return self._prices[model]
+
+    async def ask(self, messages: Sequence[Message], iteration: int, on_text: Callable[[str], None] | None = None) -> RootReply:
+        """Ask the root LM, streamed; `ReplyEnded` tells its end, also that of a failure or a stop.
+
+        Pieces of the text go to `on_text`, or where there is none are told as `ReplyPart`.
+        Raises `LMError` when no attempt succeeds and `LimitReached` when a cap is used up.
+        """
+        parts = _Parts(self._emit, self._node, iteration, on_text)
+        size = REQUEST_BYTES + sum(byte_length(message["content"]) + MESSAGE_BYTES for message in messages)
+        tally = _Tally()
+        text, reason = "", "failed"
+        try:
+            completion = await self._request(self._settings.model, messages, size, tally, parts=parts)
+            text, reason = completion.text, completion.finish_reason
+        except LimitReached as limit:
+            self._tell(limit)
+            raise
+        except LMError:
+            raise
+        except BaseException:
+            reason = "stopped"
+            raise
+        finally:
+            parts.flush()
+            if tally.attempts:
+                reply = RootReply(text, reason, tally.usage, tally.cost, tally.attempts, tally.seconds)
+                self._emit(
+                    events.ReplyEnded(
+                        node=self._node,
+                        iteration=iteration,
+                        text=clip(text or tally.partial),
+                        finish_reason=reason,
+                        usage=tally.usage,
+                        cost=tally.cost,
+                        attempts=tally.attempts,
+                        seconds=reply.seconds,
+                    )
+                )
+        return reply
+
+    async def answer(self, request: CallRequest) -> list[CallOutcome]:
+        """Answer a call of code in a kernel: one outcome per prompt, in their order. Raises nothing but a cancellation.
+
+        The same id again gives the same outcomes; the same id with another body is refused.
+        """
+        count = len(request.prompts)
+        if count == 0:
+            return []
+        refusal = self._refusal(request)
+        if refusal:
+            return _refused(refusal, count)
+        key, digest = (request.kernel, request.call), _digest(request)
+        entry = self._ledger.get(key)
+        if entry is None:
+            if self._budget.limit is not None:
+                return self._over(count)
+            return await self._first(key, digest, request)
+        if entry.digest != digest:
+            return _refused("this call id was used before, for another call", count)
+        await entry.done.wait()
+        if entry.outcomes is None:
+            return _refused("this call was answered before and its reply is no longer kept", count)
+        return entry.outcomes
+
+    async def _first(self, key: tuple[int, str], digest: bytes, request: CallRequest) -> list[CallOutcome]:
+        entry = self._ledger[key] = _Entry(digest)
+        outcomes: list[CallOutcome] = [CallOutcome(error="stopped")] * len(request.prompts)
+        try:
+            await self._all(request, entry, outcomes)
+        finally:
+            entry.outcomes, entry.size = outcomes, sum(len(outcome.text or "") for outcome in outcomes)
+            entry.done.set()
+            if entry.made:
+                self._forget_old(entry.size)
+            else:  # nothing was asked: code that tries without end must not fill the ledger
+                del self._ledger[key]
+        return outcomes
+
+    async def _all(self, request: CallRequest, entry: _Entry, outcomes: list[CallOutcome]) -> None:
+        """Make the calls of a request, as many at once as the limiter may let through, in order."""
+        if len(request.prompts) == 1:
+            outcomes[0] = await self._one(request, entry, 0)
+            return
+        numbers = iter(range(len(request.prompts)))
+
+        async def work() -> None:
+            for number in numbers:
+                outcomes[number] = await self._one(request, entry, number)
+
+        async with anyio.create_task_group() as group:
+            for _ in range(min(len(request.prompts), self._settings.max_concurrency)):
+                group.start_soon(work)
+
+    async def _one(self, request: CallRequest, entry: _Entry, number: int) -> CallOutcome:
+        """Make one sub-call: its events, and its outcome whatever happens."""
+        if self._budget.limit is not None:
+            return self._over(1)[0]
+        prompt, model = request.prompts[number], request.model or self._settings.sub()
+        size = byte_length(prompt) + MESSAGE_BYTES + REQUEST_BYTES
+        if refusal := self._unsendable(model, size):
+            return CallOutcome(error=refusal)
+        entry.made = True
+        call = f"{request.call}.{number}" if request.batch else request.call
+        batch = request.call if request.batch else ""
+        tally, outcome = _Tally(), CallOutcome(error="stopped")
+        self._emit(
+            events.CallStarted(node=self._node, call=call, batch=batch, cell=request.cell, model=model, prompt=clip(prompt))
+        )
+        try:
+            messages: list[Message] = [{"role": "user", "content": prompt}]
+            completion = await self._request(model, messages, size, tally, call=call)
+            outcome = _outcome(completion, model)
+        except RequestTooLarge as error:
+            outcome = CallOutcome(error=str(error))
+        except LimitReached as limit:
+            self._tell(limit)
+            outcome = CallOutcome(error=str(limit))
+        except LMError as error:
+            outcome = CallOutcome(error=str(error))
+        finally:
+            self._emit(
+                events.CallEnded(
+                    node=self._node,
+                    call=call,
+                    cell=request.cell,
+                    reply=clip(outcome.text or ""),
+                    error=clip(outcome.error or ""),
+                    usage=tally.usage,
+                    cost=tally.cost,
+                    attempts=tally.attempts,
+                    seconds=tally.seconds,
+                )
+            )
+        return outcome
+
+    async def _request(
+        self,
+        model: str,
+        messages: Sequence[Message],
+        size: int,
+        tally: _Tally,
+        *,
+        call: str = "",
+        parts: _Parts | None = None,
+    ) -> Completion:
+        """Ask until there is a reply, a refusal, or no retry left; each attempt waits its turn, is reserved and settled."""
+        failures = adaptations = 0
+        told: LMError
+        while True:
+            try:
+                async with self._limiter:
+                    reservation = await self._budget.reserve(model, self.price(model), size)
+                    return await self._attempt(model, messages, reservation, tally, parts)
+            except ParameterRefused as error:
+                adaptations += 1
+                if adaptations > ADAPTATIONS:
+                    raise LMRefused(str(error)) from None
+                wait, told = 0.0, error
+            except LMError as error:
+                failures += 1
+                self._budget.check()
+                wait, told = _backoff(failures, error), error
+                if not error.retryable or failures > self._settings.max_retries:
+                    raise _final(error, failures) from None
+                if wait >= self._budget.remaining():
+                    raise _final(error, failures, f"; waiting {wait:.0f} s for another try is past the deadline") from None
+            retried = events.RequestRetried(node=self._node, call=call, attempt=tally.attempts, error=str(told), wait=wait)
+            self._emit(retried)
+            if parts is not None:
+                parts.restart()
+            if wait:
+                await anyio.sleep(wait)
+
+    async def _attempt(
+        self, model: str, messages: Sequence[Message], reservation: Reservation, tally: _Tally, parts: _Parts | None
+    ) -> Completion:
+        """Make one request and settle it, whatever comes of it."""
+        usage: Usage | None = None
+        try:
+            lm = self._lm(model)
+            completion = await lm.complete(
+                messages,
+                max_output_tokens=self._settings.max_output_tokens,
+                timeout=min(ATTEMPT_TIMEOUT, max(0.001, self._budget.remaining())),
+                on_text=parts.add if parts is not None else None,
+            )
+            usage = completion.usage or reservation.estimate(completion.text)
+            return completion
+        except LMError as error:
+            usage = _usage_of_failure(error, reservation, parts.text if parts is not None else "")
+            raise
+        finally:
+            if usage is None:  # aborted: what was generated and paid nobody tells
+                usage = reservation.estimate(parts.text if parts is not None and parts.text else None)
+            if parts is not None:
+                tally.partial = parts.text
+            tally.add(reservation, usage)
+
+    def _lm(self, model: str) -> LM:
+        lm = self._lms.get(model)
+        if lm is None:
+            lm = self._lms[model] = self._open_lm(model)
+        return lm
+
+    def _refusal(self, request: CallRequest) -> str:
+        """Give what is wrong with a call before anything is spent, or ''."""
+        if request.model is not None and request.model not in self._models:
+            name = clip(request.model, 100)
+            return f"code may not use the model {name!r} in this run{did_you_mean(name, self._models)}; or leave model out"
+        if not request.batch and len(request.prompts) != 1:
+            return "a call that is no batch has one prompt"
+        if len(request.prompts) > BATCH_CAP:
+            return f"a batch has at most {BATCH_CAP:,} prompts, not {len(request.prompts):,}"
+        return ""
+
+    def _unsendable(self, model: str, size: int) -> str:
+        """Give why a prompt cannot be sent at all, before it has cost an event; or ''."""
+        if size > PROMPT_CAP:
+            return f"the prompt has {size / MIB:.1f} MiB; at most {PROMPT_CAP // MIB} MiB can be sent: send less of it"
+        try:
+            self._lm(model)
+        except SettingsError as error:
+            return str(error)
+        too_large = self._budget.too_large(model, self.price(model), size)
+        return f"{too_large}: send less of it" if too_large else ""
+
+    def _over(self, count: int) -> list[CallOutcome]:
+        limit = self._budget.limit
+        assert limit is not None
+        self._tell(limit)
+        return _refused(str(limit), count)
+
+    def _tell(self, limit: LimitReached) -> None:
+        """Emit one notice of the cap that ended the run."""
+        if self._budget.limit is None:  # one request too large for the whole cap, and the root's: nothing more can be done
+            self._budget.limit = limit
+        if not self._limit_told:
+            self._limit_told = True
+            self._emit(events.Notice(node=self._node, text=f"limit reached: {limit}"))
+
+    def _forget_old(self, size: int) -> None:
+        """Drop the oldest replies when more than `LEDGER_CAP` are kept; their ids stay, so that they are never asked again."""
+        self._kept += size
+        if self._kept <= LEDGER_CAP:
+            return
+        for entry in self._ledger.values():
+            if entry.outcomes is not None and entry.size:
+                self._kept -= entry.size
+                entry.outcomes, entry.size = None, 0
+                if self._kept <= LEDGER_CAP:
+                    return
+
+
+class _Parts:
+    """Collects the text of a stream and tells it in pieces, not more often than every `PART_SECONDS`."""
+
+    def __init__(self, emit: Emit, node: str, iteration: int, on_text: Callable[[str], None] | None) -> None:
+        self._emit, self._node, self._iteration, self._on_text = emit, node, iteration, on_text
+        self._pieces: list[str] = []
+        self._told = 0
+        self._last = 0.0
+
+    @property
+    def text(self) -> str:
+        return "".join(self._pieces)
+
+    def add(self, text: str) -> None:
+        self._pieces.append(text)
+        if time.monotonic() - self._last >= PART_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        text = "".join(self._pieces[self._told :])
+        if text and self._on_text is not None:
+            self._on_text(text)
+        elif text:
+            self._emit(events.ReplyPart(node=self._node, iteration=self._iteration, text=clip(text)))
+        self._told, self._last = len(self._pieces), time.monotonic()
+
+    def restart(self) -> None:
+        """Make void what has come so far."""
+        if self._told:
+            self._emit(events.ReplyRestarted(node=self._node, iteration=self._iteration))
+        self._pieces.clear()
+        self._told = 0
+
+
+def byte_length(text: str) -> int:
+    """Give the size of `text` in UTF-8, lone surrogates included."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
+def _digest(request: CallRequest) -> bytes:
+    """Hash a call's body, every part with its length so that no two bodies give one text."""
+    parts = [str(request.kernel), str(request.cell), str(request.batch), request.model or "", *request.prompts]
+    hasher = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        data = part.encode("utf-8", "surrogatepass")
+        hasher.update(b"%d:" % len(data))
+        hasher.update(data)
+    return hasher.digest()
+
+
+def _refused(error: str, count: int) -> list[CallOutcome]:
+    return [CallOutcome(error=error)] * count
+
+
+def _outcome(completion: Completion, model: str) -> CallOutcome:
+    if not completion.text and completion.finish_reason == "length":
+        return CallOutcome(error=f"{model} used all of its output tokens before it wrote any text (max_output_tokens)")
+    return CallOutcome(text=completion.text)
+
+
+def _usage_of_failure(error: LMError, reservation: Reservation, partial: str) -> Usage:
+    """Say what a failed request is to be counted as: nothing where the server took none of it."""
+    cause = error.__cause__
+    if not isinstance(cause, Spent):
+        return Usage()
+    return cause.usage or reservation.estimate(partial or None if cause.text is None else cause.text)
+
+
+def _backoff(failures: int, error: LMError) -> float:
+    """Give the seconds to wait: as the provider asks, else doubled each time, with jitter so that callers spread."""
+    wait = min(BACKOFF_CAP, BACKOFF * 2.0 ** (failures - 1)) * random.uniform(0.5, 1.0)
+    return wait if error.retry_after is None else max(error.retry_after, 0.0) + random.uniform(0.0, 0.1)
+
+
+def _final(error: LMError, failures: int, why: str = "") -> LMError:
+    """Give the error that the caller sees, which says how often was tried."""
+    if failures == 1 and not why:
+        return error
+    return type(error)(f"{error} ({failures} attempts{why})", retry_after=error.retry_after)
