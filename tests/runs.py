@@ -34,7 +34,7 @@ class Script:
         self.at = 1_760_000_000.0
         self.iteration = self.cell = 0
         self._ids = itertools.count(1)
-        self.spent = [0, Usage(), 0.0]
+        self.calls, self.usage, self.cost = 0, Usage(), 0.0
         self.add(
             events.RunStarted,
             question=question,
@@ -87,10 +87,8 @@ class Script:
     def call(self, number: int = 0, batch: str = "", ends: str = "ok", prompt: str = "", reply: str = "") -> Script:
         """Make one sub-call; `ends`: ok, failed or running."""
         call = f"{next(self._ids):032x}"
-        prompt = (
-            prompt
-            or f"Does this clause of contract {number} deal with a change of control? Answer yes or no, then quote it.\n\n14.{number} ..."
-        )
+        question = "Does this clause deal with a change of control? Answer yes or no, then quote it."
+        prompt = prompt or f"{question}\n\n14.{number} of contract {number} ..."
         self.add(events.CallStarted, after=0.001, call=call, batch=batch, cell=self.cell, model="gpt-5-mini", prompt=prompt)
         if ends != "running":
             failed = ends == "failed"
@@ -121,7 +119,6 @@ class Script:
     def end(
         self, status: str = "answered", answer: str = "", limit: str = "", error: str = "", answer_type: str = "str"
     ) -> Script:
-        calls, usage, cost = self.spent
         return self.add(
             events.RunEnded,
             status=status,
@@ -129,16 +126,16 @@ class Script:
             answer=answer,
             answer_type=answer_type,
             error=error,
-            calls=calls,
-            usage=usage,
-            cost=cost,
+            calls=self.calls,
+            usage=self.usage,
+            cost=self.cost,
             seconds=self.at - 1_760_000_000.0,
         )
 
     def _spend(self, usage: Usage, cost: float | None) -> None:
-        self.spent[0] += 1
-        self.spent[1] += usage
-        self.spent[2] += cost or 0.0
+        self.calls += 1
+        self.usage += usage
+        self.cost += cost or 0.0
 
 
 PROBE = "print(type(context), len(context))\nfor name in list(context)[:3]:\n    print(name, len(context[name]))"
@@ -155,6 +152,13 @@ ASK = """prompts = [f"Does this clause deal with a change of control?\\n\\n{text
 replies = llm_query_batched(prompts)
 yes = [(name, reply) for (name, _), reply in zip(clauses, replies) if reply.startswith("Yes")]
 len(yes)"""
+TRACEBACK = """NameError                                 Traceback (most recent call last)
+Cell In[2], line 8
+      6     for part in re.split(r"\\n(?=\\d+\\.\\d+ )", text):
+      7         if "control" in part.lower():
+----> 8             clause.append((name, part))
+
+NameError: name 'clause' is not defined"""
 ANSWER = """Eleven of the 412 contracts have a change-of-control clause.
 
 Nine are triggered when more than 50 % of the voting shares change hands; two (acme/lease.txt, globex/supply.txt) already when \
@@ -183,7 +187,7 @@ def short_run(number: int = 300, failed: int = 2, running: int = 0) -> Script:
         SPLIT.replace("clauses.append", "clause.append"),
         (
             "error",
-            'NameError                                 Traceback (most recent call last)\nCell In[2], line 8\n      6     for part in re.split(r"\\n(?=\\d+\\.\\d+ )", text):\n      7         if "control" in part.lower():\n----> 8             clause.append((name, part))\n\nNameError: name \'clause\' is not defined',
+            TRACEBACK,
         ),
     ).done("error", "NameError: name 'clause' is not defined")
     script.ask(fenced("A typo: the list is called `clauses`.", SPLIT))
