@@ -1,0 +1,67 @@
+"""Break one promise at a time in a copy of the tree: the test that proves the promise must fail there.
+
+Each patch in tests/promises/mutants/ begins with a line `test: <path>::<name>`. The unbroken copy must pass all those tests.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PATCHES = ROOT / "tests" / "promises" / "mutants"
+SECONDS = 300
+
+
+def test_of(patch: Path) -> str:
+    """Give the test that a patch's first line names."""
+    word, _, test = patch.read_text(encoding="utf-8").splitlines()[0].partition(": ")
+    if word != "test" or not test:
+        raise SystemExit(f"{patch.name} must begin with a line `test: <path>::<name>`")
+    return test.strip()
+
+
+def copy_tree(folder: Path) -> None:
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+
+
+def passes(folder: Path, tests: list[str]) -> bool:
+    """Tell whether the tests pass in a copy; its package goes before the installed one."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"the tests could not be run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.returncode == 0
+
+
+def main() -> int:
+    chosen = [patch for patch in sorted(PATCHES.glob("*.patch")) if not sys.argv[1:] or patch.stem in sys.argv[1:]]
+    with tempfile.TemporaryDirectory(prefix="mutants-") as name:
+        whole = Path(name) / "whole"
+        copy_tree(whole)
+        if not passes(whole, sorted({test_of(patch) for patch in chosen})):
+            raise SystemExit("the tests fail without any mutant: mend that first")
+        survivors = []
+        for patch in chosen:
+            broken = Path(name) / patch.stem
+            shutil.copytree(whole, broken)
+            subprocess.run(["git", "apply", str(patch)], cwd=broken, check=True)
+            survived = passes(broken, [test_of(patch)])
+            print(f"{'SURVIVED' if survived else 'caught':<9} {patch.stem:<40} {test_of(patch)}", flush=True)
+            survivors += [patch.stem] if survived else []
+            shutil.rmtree(broken)
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants caught")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

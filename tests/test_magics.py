@@ -1,0 +1,168 @@
+"""What one types in a notebook: bad input is one line, completion is exact, the help has what it needs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from IPython.core.error import UsageError
+
+from rlm_jupyter import RLMResult
+from tests.shells import Shell, open_shell
+
+
+@pytest.fixture
+def shell(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with open_shell() as shell:
+        shell.run("docs = ['one', 'two']; report = 'text ' * 100; number = 42; setup = 'import json'")
+        yield shell
+
+
+BAD = [
+    ("%%rlm --context docs\nWho?", "no model chosen: add --model"),
+    ("%%rlm --model gpt-5-mini --context docs\nWho?", "OPENAI_API_KEY"),
+    ("%%rlm --model openai/gpt-5-mini --context docs\nWho?", "OPENAI_API_KEY"),
+    ("%%rlm --model opanai/gpt-5 --context docs\nWho?", "did you mean openai"),
+    ("%%rlm --model demo --env lokal --context docs\nWho?", "did you mean local"),
+    ("%%rlm --model demo --env docker --context docs\nWho?", "no environment is named 'docker'"),
+    ("%%rlm --modle demo --context docs\nWho?", "no option --modle; did you mean --model?"),
+    ("%%rlm --mod demo --context docs\nWho?", "no option --mod"),
+    ("%%rlm --model demo --frobnicate --context docs\nWho?", "no option --frobnicate"),
+    ("%%rlm --model demo --context dosc\nWho?", "did you mean docs"),
+    ("%%rlm --model demo --context nothing_like_it\nWho?", "no variable is named nothing_like_it"),
+    ("%%rlm --model demo --context ./none.txt\nWho?", "no such file"),
+    ("%%rlm --model demo --context docs --context report\nWho?", "one --context for now"),
+    ("%%rlm --model demo --context docs\n", "the cell is empty"),
+    ("%%rlm --model demo --context docs\n   \n\t", "the cell is empty"),
+    ("%%rlm --model demo --context docs\nWho is {{nobody}}?", "no variable is named nobody"),
+    ("%%rlm --model demo --context docs --max-calls 0\nWho?", "--max-calls must be a whole number above 0"),
+    ("%%rlm --model demo --context docs --max-calls -5\nWho?", "--max-calls"),
+    ("%%rlm --model demo --context docs --max-calls many\nWho?", "--max-calls"),
+    ("%%rlm --model demo --context docs --max-iterations 0\nWho?", "--max-iterations"),
+    ("%%rlm --model demo --context docs --max-cost 0\nWho?", "--max-cost"),
+    ("%%rlm --model demo --context docs --max-cost nan\nWho?", "--max-cost"),
+    ("%%rlm --model demo --context docs --timeout 0\nWho?", "--timeout"),
+    ("%%rlm --model demo --context docs --timeout -1\nWho?", "--timeout"),
+    ("%%rlm --model demo --context docs --max-concurrency 0\nWho?", "--max-concurrency"),
+    ("%%rlm --model demo --context docs --out 1st\nWho?", "--out 1st"),
+    ("%%rlm --model demo --context docs --out a.b\nWho?", "--out a.b"),
+    ("%%rlm --model demo --context docs --out In\nWho?", "belongs to IPython"),
+    ("%%rlm --model demo --context docs --out get_ipython\nWho?", "belongs to IPython"),
+    ("%%rlm --model demo --context docs --out _\nWho?", "belongs to IPython"),
+    ("%%rlm --model demo --context docs --out print\nWho?", "--out print"),
+    ("%%rlm --model demo --context docs --out class\nWho?", "--out class"),
+    ("%%rlm --model demo --context docs --kernel nope\nWho?", "nope"),
+    ("%%rlm --model demo --context number\nWho?", "number is a int"),
+    ("%%rlm --model demo --context docs --view picture\nWho?", "--view"),
+    ("%%rlm --model demo --context docs --base-url localhost:80\nWho?", "--base-url must begin with http"),
+    ("%%rlm --model m --base-url http://localhost:1/v1 --api-key-env NO_SUCH_KEY --context docs\nWho?", "NO_SUCH_KEY"),
+    ("%%rlm --model m --base-url http://localhost:1/v1 --max-cost 1 --context docs\nWho?", "no price is known for m"),
+    ("%%rlm --model demo --context docs 'unclosed\nWho?", "cannot read the options"),
+    ("%%rlm docs --model demo\nWho?", "what is 'docs'?"),
+    ("%%rlm --model demo --context\nWho?", "--context"),
+    ("%rlm frob", "no command 'frob'"),
+    ("%rlm lst", "did you mean list"),
+    ("%rlm show", "no run in this session yet"),
+    ("%rlm show nope", "no run has the id nope"),
+]
+
+
+@pytest.mark.parametrize(("cell", "told"), BAD)
+def test_bad_input_is_one_clear_line_before_anything_is_started(shell: Shell, cell: str, told: str, own_traces: Path) -> None:
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    names = set(shell.namespace)
+    ran = shell.run(cell)
+    assert isinstance(ran.error, UsageError)
+    assert told in str(ran.error)
+    assert ran.output.strip().count("\n") == 0
+    assert ran.output.startswith("UsageError: ")
+    assert {process.pid for process in psutil.Process().children(recursive=True)} <= before
+    assert set(shell.namespace) == names
+    assert not list(own_traces.iterdir())
+
+
+def test_a_key_with_a_line_end_is_refused(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-\u2026")
+    ran = shell.run("%%rlm --model gpt-5-mini --context docs\nWho?")
+    assert "copy it again" in str(ran.error)
+
+
+@pytest.mark.parametrize(
+    ("text", "offered"),
+    [
+        ("%%rlm --max-c", ["--max-calls", "--max-concurrency", "--max-cost"]),
+        ("%%rlm --context ", ["docs", "report"]),
+        ("%%rlm --context d", ["docs"]),
+        ("%%rlm --setup-code ", ["report", "setup"]),
+        ("%%rlm --env ", ["local"]),
+        ("%%rlm --view h", ["html"]),
+        ("%%rlm --model d", ["demo"]),
+        ("%rlm ", ["list", "purge", "show", "status"]),
+        ("%rlm s", ["show", "status"]),
+    ],
+)
+def test_completion_is_exact(shell: Shell, text: str, offered: list[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert shell.complete(text) == offered
+
+
+def test_completion_offers_an_option_once_and_leaves_other_cells_alone(shell: Shell) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert "--model" not in shell.complete("%%rlm --model demo --")
+        assert "docs" in shell.complete("doc")
+
+
+def test_the_help_tells_the_options_and_three_examples(shell: Shell) -> None:
+    shown = shell.shell.inspector.info(shell.shell.find_cell_magic("rlm"))["docstring"]
+    assert shown.count("%%rlm --context") == 3
+    assert "--max-cost DOLLARS" in shown
+    assert "%rlm show [id]" in (shell.shell.find_line_magic("rlm").__doc__ or "")
+
+
+def test_defaults_come_from_traits_and_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLM_JUPYTER_MODEL", "demo")
+    monkeypatch.setenv("RLM_JUPYTER_MAX_CALLS", "77")
+    monkeypatch.setenv("RLM_JUPYTER_MAX_COST", "none")
+    with open_shell() as shell:
+        status = shell.run("%rlm status").output
+        assert "demo" in status
+        assert "77" in status
+        shell.run("%config RLMMagics.max_calls = 5")
+        assert " 5" in shell.run("%rlm status").output
+
+
+def test_a_variable_that_is_no_value_is_told_and_not_used(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RLM_JUPYTER_TIMEOUT", "soon")
+    with open_shell() as shell:
+        assert "1800" in shell.run("%rlm status").output
+
+
+def test_unloading_takes_the_magics_away(shell: Shell) -> None:
+    shell.run("%unload_ext rlm_jupyter")
+    assert shell.shell.find_cell_magic("rlm") is None
+    assert shell.run("%load_ext rlm_jupyter").error is None
+    assert shell.shell.find_cell_magic("rlm") is not None
+
+
+def test_a_run_from_cell_to_variable(shell: Shell) -> None:
+    shell.run("word = 'needle'; hay = {'a.txt': 'straw\\n' * 50, 'b.txt': 'straw\\nthe needle is here\\n'}")
+    names = set(shell.namespace)
+    ran = shell.run('%%rlm --context hay --model demo --out found --view text\nWhich file contains "{{word}} is here"?')
+    assert ran.error is None
+    result = shell.namespace["found"]
+    assert isinstance(result, RLMResult)
+    assert result.status == "answered"
+    assert "b.txt" in str(result)
+    assert set(shell.namespace) - names == {"found"}
+    assert "answered" in shell.run("%rlm list").output
+    assert "b.txt" in shell.run("%rlm show").output
+    assert "b.txt" in shell.run(f"%rlm show {result.trace.run}").output
+    assert "1 trace files deleted" in shell.run("%rlm purge").output
