@@ -15,7 +15,7 @@ from uuid import uuid4
 from rlm_jupyter.events import Event, IterationStarted, RunEnded
 from rlm_jupyter.trace import Trace
 from rlm_jupyter.widgets import page, text, words
-from rlm_jupyter.widgets.page import CAP, LINE, MUTED, ROOT, SMALL, dotted, render, say
+from rlm_jupyter.widgets.page import CAP, MUTED, SMALL, dotted, render, say
 
 __all__ = ["HtmlView", "bundle", "render"]
 
@@ -115,7 +115,7 @@ class HtmlView:
         reply = words.last_line(last.reply) if last is not None and last.state == "asking" else ""
         for shown in (reply, reply[:40], ""):
             second = f'<div style="{SMALL}">{say(shown)}</div>' if shown else ""
-            full = f'<div style="{ROOT};border-left:3px solid {LINE};padding-left:.8em">{line}{_bar(trace)}{second}</div>'
+            full = "".join(map(str, page.page(f"{line}{_bar(trace)}{second}")))
             if len(full.encode()) + len(plain.encode()) <= STATUS_CAP:
                 return {"text/html": full, "text/plain": plain}
         return {"text/html": f"<div>{say(state)}</div>", "text/plain": state}

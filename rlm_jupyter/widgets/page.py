@@ -27,16 +27,16 @@ NOTICES = 40
 """Notices shown, the latest."""
 
 LINE = "rgba(128,128,128,.3)"
-GOOD = "var(--jp-success-color1,#388e3c)"
-BAD = "var(--jp-error-color1,#e04848)"
-WARN = "var(--jp-warn-color1,#c77700)"
-TONES = {"answered": GOOD, "running": "inherit", "failed": BAD}
+GOOD, BAD, WARN, PLAIN = "#4a9f50", "#e25050", "#d99020", "rgba(128,128,128,.3)"
+"""Legible on light and on dark; JupyterLab's own colours come before them in `ink`, where a notebook is trusted."""
+VARIABLES = {GOOD: "--jp-success-color1", BAD: "--jp-error-color1", WARN: "--jp-warn-color1"}
+TONES = {"answered": GOOD, "running": PLAIN, "failed": BAD}
 
 COLOURS = {
-    "Comment": "var(--jp-mirror-editor-comment-color,#7a8a8a)",
-    "String": "var(--jp-mirror-editor-string-color,#c0553f)",
-    "Keyword": "var(--jp-mirror-editor-keyword-color,#2f8f4e)",
-    "Operator.Word": "var(--jp-mirror-editor-keyword-color,#2f8f4e)",
+    "Comment": "var(--jp-mirror-editor-comment-color, gray)",
+    "String": "var(--jp-mirror-editor-string-color, indianred)",
+    "Keyword": "var(--jp-mirror-editor-keyword-color, seagreen)",
+    "Operator.Word": "var(--jp-mirror-editor-keyword-color, seagreen)",
 }
 HIGHLIGHT_CAP = 8 * 1024
 """Characters of the longest code that is coloured."""
@@ -44,10 +44,10 @@ HIGHLIGHT_CAP = 8 * 1024
 ROOT = "line-height:1.5;font-variant-numeric:tabular-nums;padding:0 0 .3em 0"
 MUTED = "opacity:.7"
 SMALL = "opacity:.7;font-size:.9em"
-PROSE = "white-space:pre-wrap;overflow-wrap:anywhere;margin:0 0 .7em 0"
+PROSE = "white-space:pre-wrap;word-wrap:break-word;margin:0 0 .7em 0"
 BLOCK = (
     "font-family:var(--jp-code-font-family,monospace);font-size:.92em;line-height:1.45;white-space:pre-wrap;"
-    "overflow-wrap:anywhere;margin:0 0 .6em 0;max-height:32em;overflow:auto;"
+    "word-wrap:break-word;margin:0 0 .6em 0;max-height:32em;overflow:auto;"
 )
 CODE = BLOCK + "padding:.6em .8em;border-radius:4px;background-color:rgba(128,128,128,.12)"
 OUTPUT = BLOCK + f"padding:.1em .8em;border-left:2px solid {LINE};background-color:transparent"
@@ -57,15 +57,32 @@ ROW = "display:inline-flex;justify-content:space-between;align-items:baseline;co
 LEFT = "min-width:0;overflow:hidden;text-overflow:ellipsis;white-space:nowrap"
 CALLS = (
     f"margin:.2em 0 .4em .4em;padding-left:.8em;border-left:2px solid {LINE};font-size:.92em;white-space:pre-wrap;"
-    "overflow-wrap:anywhere;max-height:36em;overflow:auto"
+    "word-wrap:break-word;max-height:36em;overflow:auto"
 )
 LABEL = "display:inline-block;width:8em;opacity:.7;vertical-align:top"
-VALUE = "display:inline-block;max-width:calc(100% - 9em);overflow-wrap:anywhere"
+VALUE = "display:inline-block;max-width:calc(100% - 9em);word-wrap:break-word"
 
 
 def escape(text: str) -> str:
-    """Give visible text as HTML text; newlines as references, since a saved notebook indents each line of a text."""
-    return html.escape(text, quote=False).replace("\n", "&#10;")
+    """Give visible text as HTML text.
+
+    Newlines become references, since a saved notebook indents each line of a text. Dollars and backslashes are followed by
+    an empty element: notebooks typeset mathematics wherever a text has two dollars or a `\\(`, and MathJax has an `\\href`.
+    """
+    return html.escape(text, quote=False).translate(_TRANSLATION)
+
+
+_TRANSLATION = str.maketrans({"\n": "&#10;", "$": "$<b></b>", "\\": "\\<b></b>"})
+
+
+def ink(colour: str) -> str:
+    """Give the style of a colour of ours: fixed where variables are stripped, the theme's own elsewhere."""
+    return f"color:{colour};color:var({VARIABLES[colour]},{colour})" if colour in VARIABLES else "color:inherit"
+
+
+def page(*inner: Part) -> list[Part]:
+    """Give the outermost element, whose classes tell typesetters of mathematics to leave it alone."""
+    return [f'<div class="mathjax_ignore tex2jax_ignore" style="{ROOT}">', *inner, "</div>"]
 
 
 def tag(name: str, style: str, *inner: Part) -> list[Part]:
@@ -118,7 +135,7 @@ def head(trace: Trace) -> str:
     tone = TONES.get(trace.status, WARN)
     word = "Not ended" if trace.status == "running" else words.status(trace)
     figures = dotted(words.headline(trace))
-    return f'<div style="{ROOT}"><b style="color:{tone}">{say(word)}</b> <span style="{MUTED}">· {figures}</span></div>'
+    return "".join(map(str, page(f'<b style="{ink(tone)}">{say(word)}</b> <span style="{MUTED}">· {figures}</span>')))
 
 
 def render(trace: Trace, cap: int = CAP) -> str:
@@ -131,11 +148,11 @@ def body(trace: Trace, cap: int = CAP, live: bool = False) -> str:
     """Give what stands under the summary line. `live`: the run goes on; only its last iterations can be opened."""
     parts: list[Part] = []
     for limits in Limits.levels(live):
-        parts = tag("div", ROOT, *(() if live else _answer(trace)), *_iterations(trace, limits, live), *_ending(trace, live))
+        parts = page(*(() if live else _answer(trace)), *_iterations(trace, limits, live), *_ending(trace, live))
         if fixed(parts) <= cap * 6 // 10:
             return fill(parts, cap, escape)
     if fixed(parts) > cap:
-        parts = tag("div", ROOT, *_answer(trace))
+        parts = page(*_answer(trace))
     return fill(parts, cap, escape)
 
 
@@ -208,7 +225,7 @@ def _iteration(iteration: Iteration, drawn: Drawn, whole: bool, is_open: bool) -
         f"{say(reading.teaser(iteration))}</span>"
         f'<span style="white-space:nowrap;font-size:.9em">'
         + (
-            f'<span style="color:{BAD}">{say(words.one_line(trouble, 44))}</span> <span style="{MUTED}">· '
+            f'<span style="{ink(BAD)}">{say(words.one_line(trouble, 44))}</span> <span style="{MUTED}">· '
             if trouble
             else f'<span style="{MUTED}">'
         )
@@ -236,7 +253,7 @@ def _cell(cell: Cell, drawn: Drawn) -> list[Part]:
     figures = [f"cell {cell.cell}", words.cell_status(cell)] + (
         [] if cell.status == "running" else [words.duration(cell.seconds)]
     )
-    style = SMALL if cell.status in ("ok", "running") else f"font-size:.9em;color:{BAD}"
+    style = SMALL if cell.status in ("ok", "running") else f"font-size:.9em;{ink(BAD)}"
     parts = tag("div", style, dotted(figures)) + tag("pre", CODE, _code(cell.code))
     left_out = 0
     for group in reading.groups(cell):

@@ -1,0 +1,193 @@
+"""A real JupyterLab and a real Chromium for the tests of what a user sees.
+
+Both run for as long as the `with` block, with folders of their own: the server tells by its own log when it is ready, the
+browser keeps a log of every request and every dialog. Nothing leaves this machine: what would is refused, and in the log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from playwright.sync_api import BrowserContext, Dialog, Page, Route, sync_playwright
+
+READY = re.compile(r"http://127\.0\.0\.1:(\d+)/lab\?token=")
+DEADLINE = 90.0
+"""Seconds that a server or a page may take on a slow machine."""
+ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+KERNEL = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def browser_path() -> str:
+    """Give the Chromium of this machine; `make system-deps` installs it on Debian."""
+    for name in BROWSERS:
+        if found := shutil.which(name):
+            return found
+    raise FileNotFoundError("no Chromium on the PATH: make system-deps installs it on Debian")
+
+
+class Lab:
+    """A running JupyterLab: its address, its folder, its environment."""
+
+    def __init__(self, port: int, token: str, folder: Path, environment: dict[str, str]) -> None:
+        self.origin = f"http://127.0.0.1:{port}"
+        self.token = token
+        self.folder = folder
+        self.environment = environment
+
+    def url(self, notebook: str, space: str) -> str:
+        """Give the address of a notebook in a workspace of its own."""
+        return f"{self.origin}/lab/workspaces/{space}/tree/{notebook}?token={self.token}"
+
+    def save(self, name: str, cells: list[Any], trusted: bool) -> Path:
+        """Write a notebook with outputs to the server's folder, signed with the server's key if it is to be trusted."""
+        book = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL})  # type: ignore[no-untyped-call]
+        path = self.folder / name
+        path.write_text(nbformat.writes(book), encoding="utf-8")  # type: ignore[no-untyped-call]
+        if trusted:
+            subprocess.run(
+                [sys.executable, "-m", "jupyter", "trust", name], cwd=self.folder, env=self.environment, check=True, timeout=60
+            )
+        return path
+
+
+def output_cell(bundle: dict[str, str], source: str = "%%rlm") -> Any:
+    """Give a code cell that holds `bundle` as its displayed output, as a notebook saves it."""
+    output = nbformat.v4.new_output("display_data", data=bundle)  # type: ignore[no-untyped-call]
+    return nbformat.v4.new_code_cell(source, outputs=[output], execution_count=1)  # type: ignore[no-untyped-call]
+
+
+def private_environment(base: Path) -> dict[str, str]:
+    """Give an environment whose Jupyter and IPython folders all lie in `base`."""
+    environment = dict(os.environ)
+    for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "JUPYTERLAB_SETTINGS_DIR",
+                 "JUPYTERLAB_WORKSPACES_DIR", "RLM_JUPYTER_TRACES"):  # fmt: skip
+        folder = base / name.lower()
+        folder.mkdir(parents=True, exist_ok=True)
+        environment[name] = str(folder)
+    quiet = base / "jupyterlab_settings_dir" / "@jupyterlab" / "apputils-extension"
+    quiet.mkdir(parents=True)
+    settings = {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}
+    (quiet / "notification.jupyterlab-settings").write_text(json.dumps(settings))
+    return environment
+
+
+def _drain(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        lines.put(line)
+    lines.put(None)
+
+
+@contextlib.contextmanager
+def jupyter_lab(base: Path) -> Iterator[Lab]:
+    """Run a JupyterLab server in `base` until the block ends."""
+    folder = base / "notebooks"
+    folder.mkdir(parents=True)
+    environment = private_environment(base)
+    token = secrets.token_hex(16)
+    options = ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0", f"--ServerApp.root_dir={folder}",
+               f"--IdentityProvider.token={token}", "--LabApp.extension_manager=readonly"]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jupyterlab", *options],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    lines: queue.Queue[str | None] = queue.Queue()
+    reader = threading.Thread(target=_drain, args=(process, lines), daemon=True)
+    reader.start()
+    try:
+        yield Lab(_ready(lines), token, folder, environment)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(20)
+        reader.join(20)
+
+
+def _ready(lines: queue.Queue[str | None]) -> int:
+    told = []
+    while (line := lines.get(timeout=DEADLINE)) is not None:
+        told.append(line)
+        if match := READY.search(line):
+            return int(match[1])
+    raise RuntimeError("JupyterLab ended before it was ready:\n" + "".join(told[-20:]))
+
+
+class Browser:
+    """A Chromium that writes down what a page asks for and every dialog it opens; other hosts than ours are refused."""
+
+    def __init__(self, context: BrowserContext) -> None:
+        self._context = context
+        self.requests: list[str] = []
+        self.dialogs: list[str] = []
+        self.popups: list[str] = []
+        context.set_default_timeout(DEADLINE * 1000)
+        context.on("request", lambda request: self.requests.append(request.url))
+        context.on("page", lambda page: self._watch(page))
+        context.route(re.compile(r"^(?!(https?|wss?)://127\.0\.0\.1[:/]|file:|data:|blob:|about:)"), self._refuse)
+
+    def open(self, url: str) -> Page:
+        page = self._context.new_page()
+        page.goto(url, wait_until="domcontentloaded")
+        return page
+
+    def foreign(self) -> list[str]:
+        """Give the requests that went, or would have gone, to another host than this machine."""
+        return [url for url in self.requests if not re.match(r"(https?|wss?)://127\.0\.0\.1[:/]|file:|data:|blob:|about:", url)]
+
+    def _watch(self, page: Page) -> None:
+        page.on("dialog", self._dismiss)
+        page.on("popup", lambda popup: self.popups.append(popup.url))
+
+    def _dismiss(self, dialog: Dialog) -> None:
+        self.dialogs.append(dialog.message)
+        dialog.dismiss()
+
+    @staticmethod
+    def _refuse(route: Route) -> None:
+        route.abort()
+
+
+@contextlib.contextmanager
+def chromium(dark: bool = False) -> Iterator[Browser]:
+    """Run a headless Chromium until the block ends."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path(), args=list(ARGUMENTS))
+        try:
+            yield Browser(
+                browser.new_context(viewport={"width": 1100, "height": 900}, color_scheme="dark" if dark else "light")
+            )
+        finally:
+            browser.close()
