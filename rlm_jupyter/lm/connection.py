@@ -109,6 +109,7 @@ class Connection:
             default_headers=self._headers(ours),
             _enforce_credentials=False,
         )
+        self._options: Any = {} if key else {"headers": {"Authorization": Omit()}}
         if not ours:
             self._client.organization = self._client.project = None
 
@@ -117,14 +118,20 @@ class Connection:
         custom = [line.partition(":")[0].strip() for line in os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n")]
         headers: dict[str, Any] = {} if ours else {name: Omit() for name in custom if name}
         headers["Accept-Encoding"] = "identity"
-        headers["Authorization"] = f"Bearer {self.key}" if self.key else Omit()
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
         return headers
 
     async def post(self, body: bytes) -> httpx2.Response:
         """Send a chat completion; give the response, unread. Raises `Failure` for an error status."""
         try:
             response: Any = await self._client.post(
-                "/chat/completions", cast_to=httpx2.Response, content=body, stream=True, stream_cls=AsyncStream[Any]
+                "/chat/completions",
+                cast_to=httpx2.Response,
+                content=body,
+                options=self._options,
+                stream=True,
+                stream_cls=AsyncStream[Any],
             )
         except openai.APIStatusError as error:
             response = error.response

@@ -131,7 +131,7 @@ def _check_key(endpoint: Endpoint) -> None:
 
 
 def open_lm(model: str, settings: RunSettings, *, api_key: str | None = None) -> LM:
-    """Give a client of `model`, which connects when it is first used. `api_key` goes before the environment's, for the run's model."""
+    """Give a client of `model`, which connects when it is first used. A given `api_key` goes before the environment's."""
     if is_demo(model, settings):
         from rlm_jupyter.lm.demo import DemoLM  # a late import: nobody else needs it
 
