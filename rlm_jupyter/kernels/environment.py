@@ -1,0 +1,170 @@
+"""Where kernels live: one environment per run or session, one supervisor in it, any number of kernels.
+
+An environment knows its stream and its place and nothing of how either came to be: `local`, and later docker and modal, give
+both. It routes the supervisor's messages to the kernels, notices when the supervisor falls silent, and ends everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Protocol
+
+import anyio
+
+from rlm_jupyter.errors import KernelDied, ProtocolError
+from rlm_jupyter.kernels.guest import wire
+from rlm_jupyter.kernels.guest.frames import Header
+from rlm_jupyter.kernels.kernel import Kernel
+from rlm_jupyter.kernels.messages import Answer, Incoming
+from rlm_jupyter.kernels.transports import FramedStream
+
+if TYPE_CHECKING:
+    from rlm_jupyter.contexts import Payload
+
+START_SECONDS = 60.0
+SILENCE_SECONDS = 15.0
+"""A supervisor tells every 2 s that it is alive; one that is silent for so long is taken for dead."""
+
+
+class Place(Protocol):
+    """Where a supervisor runs, and what can be done to it besides talking."""
+
+    name: str
+    isolation: str
+
+    async def deliver(self, payload: Payload) -> str:
+        """Put a context where the kernels can read it; give its file's name."""
+
+    def discard(self, path: str) -> None:
+        """Remove it again."""
+
+    def kill(self) -> None:
+        """Kill the supervisor, at once and without waiting."""
+
+    async def end(self) -> None:
+        """Wait, for a short time, until everything is gone; kill what is left and remove the files."""
+
+
+class Environment:
+    """A supervisor and its kernels.
+
+    Attributes
+    ----------
+    name
+        `local`, ...
+    isolation
+        What separates the code from the user's machine, told truthfully.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self.name = place.name
+        self.isolation = place.isolation
+        self._place = place
+        self._stream: FramedStream | None = None
+        self._incoming = Incoming()
+        self._kernels: dict[int, Kernel] = {}
+        self._count = 0
+        self._ended: Exception | None = None
+        self._heard = 0.0
+        self._watch: asyncio.TimerHandle | None = None
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def connect(self, stream: FramedStream) -> None:
+        """Take over a stream whose supervisor is about to say Ready; called once, by the launcher."""
+        self._stream = stream
+        self._heard = asyncio.get_running_loop().time()
+        self._listen_for_silence()
+        await asyncio.wait({self._ready})
+        self._ready.result()
+
+    async def start_kernel(self, answer: Answer) -> Kernel:
+        """Start a kernel whose LM calls `answer` answers.
+
+        Raises
+        ------
+        KernelStartError
+            When it does not come up; nothing is left of it then.
+        KernelDied
+            When the supervisor is gone.
+        """
+        if self._ended is not None:
+            raise self._ended
+        self._count += 1
+        kernel = Kernel(self, self._count, answer)
+        self._kernels[kernel.number] = kernel
+        try:
+            await kernel.start(START_SECONDS)
+        except BaseException:
+            await kernel.close()
+            raise
+        return kernel
+
+    async def close(self) -> None:
+        """End all kernels, the supervisor, and whatever they started. Safe to repeat."""
+        with anyio.CancelScope(shield=True):
+            self.send(wire.Shutdown())
+            self._end(KernelDied("This environment was closed."))
+            await self._place.end()
+            if self._stream is not None:
+                self._stream.close()
+
+    # What kernels and launcher use
+
+    def send(self, message: wire.Message) -> None:
+        if self._stream is not None:
+            self._stream.send(message)
+
+    async def deliver(self, payload: Payload) -> str:
+        return await self._place.deliver(payload)
+
+    def discard(self, path: str) -> None:
+        self._place.discard(path)
+
+    def kill(self, error: Exception) -> None:
+        """Give the supervisor up: kill it, and tell every kernel why."""
+        self._end(error)
+        self._place.kill()
+        if self._stream is not None:
+            self._stream.close(error)
+
+    def receive(self, header: Header, body: bytes) -> None:
+        """Take a message of the supervisor. A ProtocolError closes the stream."""
+        message = self._incoming.read(header, body)
+        self._heard = asyncio.get_running_loop().time()
+        if isinstance(message, wire.Ready):
+            if message.protocol != wire.PROTOCOL:
+                raise ProtocolError(f"the supervisor speaks protocol {message.protocol}; this is {wire.PROTOCOL}")
+            if not self._ready.done():
+                self._ready.set_result(None)
+        elif not isinstance(message, wire.Heartbeat):
+            kernel = self._kernels.get(getattr(message, "kernel", 0))
+            if kernel is None:
+                raise ProtocolError("the supervisor spoke of a kernel that nobody started")
+            kernel.receive(message)
+
+    def closed(self, reason: Exception | None) -> None:
+        """Take note that the stream has ended."""
+        if isinstance(reason, ProtocolError):
+            self.kill(reason)
+        else:
+            self._end(KernelDied("The process that runs the kernels is gone, and every variable with it."))
+
+    def _end(self, error: Exception) -> None:
+        if self._ended is not None:
+            return
+        self._ended = error
+        if self._watch is not None:
+            self._watch.cancel()
+        if not self._ready.done():
+            self._ready.set_exception(error)
+            self._ready.exception()
+        for kernel in self._kernels.values():
+            kernel.fail(error)
+
+    def _listen_for_silence(self) -> None:
+        loop = asyncio.get_running_loop()
+        left = self._heard + SILENCE_SECONDS - loop.time()
+        if left <= 0:
+            self.kill(KernelDied("The process that runs the kernels fell silent and was killed; every variable is lost."))
+        elif self._ended is None:
+            self._watch = loop.call_later(max(left, 1.0), self._listen_for_silence)

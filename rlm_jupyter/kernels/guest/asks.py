@@ -1,0 +1,146 @@
+"""The unix socket on which the code of one kernel asks: a listener, and a connection per process and thread.
+
+The first message must be the kernel's token, within a short time and a small size; anything else closes the connection without
+any effect. After it each connection has one request under way at most, and each request gets one answer.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import socket
+from collections.abc import Callable
+
+from .frames import FrameError, Header, Outbox, Parser, pack
+from .loop import READ, WRITE, Loop
+
+HELLO_SECONDS = 5.0
+HELLO_CAP = 4096
+CONNECTION_CAP = 8192
+_READ_SIZE = 1024 * 1024
+
+Ask = Callable[["AskConnection", Header, bytes], None]
+
+
+class AskConnection:
+    """One thread of a kernel that asks. `call` is the id of the LM call it waits for, or ''."""
+
+    def __init__(self, listener: AskListener, sock: socket.socket) -> None:
+        self.call = ""
+        self._listener = listener
+        self._loop = listener.loop
+        self._sock = sock
+        self._parser = Parser(HELLO_CAP)
+        self._outbox = Outbox()
+        self._known = False
+        self._waiting = False
+        self._hello = self._loop.later(HELLO_SECONDS, self.close)
+        self._loop.watch(sock.fileno(), self._ready)
+
+    def answer(self, header: Header, body: bytes = b"") -> None:
+        """Answer the request under way. A connection that is closed already loses it."""
+        if self._sock.fileno() < 0:
+            return
+        self._waiting = False
+        self.call = ""
+        self._outbox.put(pack(header, body))
+        self._write()
+
+    def close(self) -> None:
+        if self._sock.fileno() < 0:
+            return
+        self._hello.cancel()
+        self._loop.unwatch(self._sock.fileno())
+        self._sock.close()
+        self._listener.forget(self)
+
+    def _ready(self) -> None:
+        self._write()
+        if self._sock.fileno() < 0:
+            return
+        try:
+            data = self._sock.recv(_READ_SIZE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+            return
+        try:
+            for header, body in self._parser.feed(data):
+                self._take(header, body)
+        except FrameError:
+            self.close()
+
+    def _take(self, header: Header, body: bytes) -> None:
+        if self._sock.fileno() < 0:
+            return
+        if not self._known:
+            if not self._listener.is_token(header):
+                raise FrameError("no token")
+            self._known = True
+            self._hello.cancel()
+            self._parser.cap = self._listener.cap
+            return
+        if self._waiting:
+            raise FrameError("a request before the answer to the last one")
+        self._waiting = True
+        self._listener.ask(self, header, body)
+
+    def _write(self) -> None:
+        try:
+            done = self._outbox.write(self._sock)
+        except OSError:
+            self.close()
+            return
+        self._loop.watch(self._sock.fileno(), self._ready, READ if done else READ | WRITE)
+
+
+class AskListener:
+    """Accept a kernel's threads and hand their requests to `ask`; tell `gone` of each that hangs up."""
+
+    def __init__(self, loop: Loop, path: str, token: str, cap: int, ask: Ask, gone: Callable[[AskConnection], None]) -> None:
+        self.loop = loop
+        self.cap = cap
+        self.ask = ask
+        self._path = path
+        self._token = token.encode()
+        self._gone = gone
+        self._connections: set[AskConnection] = set()
+        self._sock = socket.socket(socket.AF_UNIX)
+        self._sock.bind(path)
+        self._sock.listen(4096)
+        self._sock.setblocking(False)
+        loop.watch(self._sock.fileno(), self._accept)
+
+    def is_token(self, header: Header) -> bool:
+        given = header.get("token")
+        text = given if header.get("kind") == "hello" and isinstance(given, str) else ""
+        return hmac.compare_digest(text.encode("utf-8", "replace"), self._token)
+
+    def forget(self, connection: AskConnection) -> None:
+        self._connections.discard(connection)
+        self._gone(connection)
+
+    def close(self) -> None:
+        self.loop.unwatch(self._sock.fileno())
+        self._sock.close()
+        for connection in list(self._connections):
+            connection.close()
+        try:
+            os.unlink(self._path)
+        except OSError:
+            pass
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._sock.accept()
+            except OSError:
+                return
+            if len(self._connections) >= CONNECTION_CAP:
+                sock.close()
+                continue
+            sock.setblocking(False)
+            self._connections.add(AskConnection(self, sock))

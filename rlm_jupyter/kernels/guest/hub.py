@@ -1,0 +1,232 @@
+"""The supervisor's single thread: the host's stream on one side, the kernels on the other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from . import wire
+from .frames import FrameError, Outbox, Parser, pack
+from .kernels import GuestKernel
+from .launch import Forker
+from .loop import READ, WRITE, Loop
+
+HEARTBEAT_SECONDS = 2.0
+SPARE_AFTER = 0.2
+SPARE_FAILURES = 3
+_READ_SIZE = 1024 * 1024
+_FILE = re.compile(r"[a-z0-9-]{1,60}")
+
+
+class Hub:
+    """Orders in, reports out.
+
+    Parameters
+    ----------
+    settings
+        The line that the host wrote.
+    stream
+        The connected socket to the host; the token has not been sent yet.
+    forker
+        The kernel parent, or None where kernels are started cold.
+    """
+
+    def __init__(self, settings: dict[str, Any], stream: socket.socket, forker: Forker | None) -> None:
+        self.settings = settings
+        self.forker = forker
+        self.loop = Loop()
+        self.context = zmq.Context()
+        self._folder: str = settings["folder"]
+        self._stream = stream
+        self._parser = Parser()
+        self._outbox = Outbox()
+        self._sent = 0
+        self._slots = 0
+        self._kernels: dict[int, GuestKernel] = {}
+        self._all: dict[int, GuestKernel] = {}
+        self._spare: GuestKernel | None = None
+        self._spare_failures = 0
+        self._cells: dict[int, int] = {}
+        self._orders: dict[type[wire.Message], Callable[[Any], None]] = {
+            wire.Start: self._start, wire.Context: self._load, wire.Execute: self._execute, wire.Interrupt: self._interrupt,
+            wire.Reply: self._reply, wire.GetValue: self._value, wire.Close: self._close, wire.Shutdown: self._shutdown,
+        }  # fmt: skip
+
+    def run(self) -> None:
+        """Serve until the host is gone or says so."""
+        wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK) if hasattr(os, "pipe2") else _pipe()
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        self.loop.watch(wake_read, lambda: self._reap(wake_read))
+        self.loop.watch(0, self._stdin)
+        if self.forker is not None:
+            self.forker.attach(self.loop, self._exited)
+        self._stream.setblocking(False)
+        self.loop.watch(self._stream.fileno(), self._read)
+        self._outbox.put(pack({"kind": "hello", "token": self.settings["token"]}))
+        self.send(wire.Ready(wire.PROTOCOL, os.getpid()))
+        self._beat()
+        self._fork_spare()
+        self.loop.run()
+
+    def send(self, message: wire.Message) -> None:
+        """Report to the host; the messages are numbered from 1."""
+        header, body = wire.encode(message)
+        self._sent += 1
+        header["n"] = self._sent
+        self._outbox.put(pack(header, body))
+        self._write()
+
+    # Kernels
+
+    def _new(self, how: str) -> GuestKernel:
+        if self.forker is None or not self.forker.alive:
+            self.forker, how = None, "cold"
+        self._slots += 1
+        kernel = GuestKernel(self, self._slots, self._folder, how)
+        self._all[self._slots] = kernel
+        return kernel
+
+    def _fork_spare(self) -> None:
+        wanted = self.settings["how"] == "spare" and self.forker is not None and self._spare_failures < SPARE_FAILURES
+        if wanted and self._spare is None:
+            self._spare = self._new("spare")
+
+    def came_up(self, kernel: GuestKernel) -> None:
+        if kernel.number:
+            self._started(kernel)
+
+    def _started(self, kernel: GuestKernel) -> None:
+        self.send(wire.Started(kernel.number, kernel.pid, kernel.how, kernel.python))
+        self.loop.later(SPARE_AFTER, self._fork_spare)
+
+    def gone(self, kernel: GuestKernel) -> None:
+        self._all.pop(kernel.slot, None)
+        self._kernels.pop(kernel.number, None)
+        if self._spare is kernel:
+            self._spare = None
+            self._spare_failures += 1
+            self.loop.later(SPARE_AFTER, self._fork_spare)
+
+    def _exited(self, pid: int, status: int) -> None:
+        for kernel in list(self._all.values()):
+            if kernel.pid == pid:
+                kernel.exited(status)
+
+    def _reap(self, wake: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while os.read(wake, 4096):
+                pass
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if not pid:
+                    return
+                if self.forker is not None and pid == self.forker.pid:
+                    self.forker.alive = False
+                self._exited(pid, status)
+
+    # Orders
+
+    def _start(self, order: wire.Start) -> None:
+        if order.kernel in self._cells:
+            return
+        self._cells[order.kernel] = 0
+        kernel, self._spare = self._spare, None
+        if kernel is None:
+            kernel = self._new("forked")
+        elif not kernel.ready:
+            kernel.how = "forked"
+        self._kernels[order.kernel] = kernel
+        kernel.give(order.kernel)
+        if kernel.ready:
+            self._started(kernel)
+
+    def _load(self, order: wire.Context) -> None:
+        kernel = self._kernels.get(order.kernel)
+        if kernel is None or kernel.busy or not kernel.ready or not _FILE.fullmatch(order.path):
+            self.send(wire.Loaded(order.kernel, order.load, "the kernel is not there, or busy"))
+        else:
+            kernel.load(order, os.path.join(self._folder, order.path))
+
+    def _execute(self, order: wire.Execute) -> None:
+        kernel = self._kernels.get(order.kernel)
+        if kernel is None or not kernel.ready or kernel.busy or order.cell <= self._cells[order.kernel]:
+            return
+        self._cells[order.kernel] = order.cell
+        kernel.execute(order.cell, order.data.decode("utf-8", "replace"))
+
+    def _interrupt(self, order: wire.Interrupt) -> None:
+        if kernel := self._kernels.get(order.kernel):
+            kernel.interrupt()
+
+    def _reply(self, order: wire.Reply) -> None:
+        if kernel := self._kernels.get(order.kernel):
+            kernel.reply(order)
+
+    def _value(self, order: wire.GetValue) -> None:
+        if kernel := self._kernels.get(order.kernel):
+            kernel.value(order.number, order.offset)
+
+    def _close(self, order: wire.Close) -> None:
+        kernel = self._kernels.get(order.kernel)
+        if kernel is None:
+            self.send(wire.Closed(order.kernel))
+        else:
+            kernel.close()
+
+    def _shutdown(self, order: wire.Shutdown | None = None) -> None:
+        self.loop.stop()
+
+    # The host's stream
+
+    def _stdin(self) -> None:
+        if not os.read(0, 4096):
+            self._shutdown()
+
+    def _read(self) -> None:
+        self._write()
+        try:
+            data = self._stream.recv(_READ_SIZE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._shutdown()
+            return
+        try:
+            for header, body in self._parser.feed(data):
+                order = wire.decode(header, body, wire.TO_SUPERVISOR)
+                self._orders[type(order)](order)
+        except (FrameError, wire.WireError):
+            self._shutdown()
+
+    def _write(self) -> None:
+        try:
+            done = self._outbox.write(self._stream)
+        except OSError:
+            self._shutdown()
+            return
+        self.loop.watch(self._stream.fileno(), self._read, READ if done else READ | WRITE)
+
+    def _beat(self) -> None:
+        host = self.settings.get("host_pid")
+        if host and os.getppid() != host:
+            self._shutdown()
+        self.send(wire.Heartbeat())
+        self.loop.later(HEARTBEAT_SECONDS, self._beat)
+
+
+def _pipe() -> tuple[int, int]:
+    pipe = os.pipe()
+    for fd in pipe:
+        os.set_blocking(fd, False)
+    return pipe

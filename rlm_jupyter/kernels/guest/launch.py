@@ -1,0 +1,141 @@
+"""How a kernel's process comes to be: forked from the warmed parent, or the kernelspec's command started cold.
+
+Either way it gets private folders, pipes for its descriptors 1 and 2, a connection file with ipc sockets and a key of its own,
+and dies with the supervisor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from . import processes
+from .loop import Loop
+
+_PIPE_SIZE = 256 * 1024
+_SET_PIPE_SIZE = 1031
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """The private files of one kernel. `sockets` begins the paths of its sockets; all are below 103 bytes."""
+
+    folder: str
+    sockets: str
+    key: str
+
+    @classmethod
+    def make(cls, run: str, slot: int) -> Place:
+        folder = os.path.join(run, f"k{slot}")
+        for name in ("", "work", "home", "tmp", "final"):
+            os.mkdir(os.path.join(folder, name), 0o700)
+        place = cls(folder, os.path.join(run, "s", f"k{slot}"), secrets.token_hex(32))
+        info = {"transport": "ipc", "ip": place.sockets, "key": place.key, "signature_scheme": "hmac-sha256", "kernel_name": ""}
+        ports = {"shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4, "hb_port": 5}
+        with open(place.connection_file, "x", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            json.dump({**info, **ports}, file)
+        return place
+
+    @property
+    def connection_file(self) -> str:
+        return os.path.join(self.folder, "connection.json")
+
+    def path(self, name: str) -> str:
+        return os.path.join(self.folder, name)
+
+    def environ(self) -> dict[str, str]:
+        """Give the kernel's environment: the supervisor's, which the host has cleaned, with private folders."""
+        home = self.path("home")
+        private = {"HOME": home, "TMPDIR": self.path("tmp"), "IPYTHONDIR": os.path.join(home, ".ipython")}
+        return {**os.environ, **private}
+
+
+def output_pipe() -> tuple[int, int]:
+    """Give a pipe whose reading end does not block."""
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    if processes.LINUX:
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(write, _SET_PIPE_SIZE, _PIPE_SIZE)
+    return read, write
+
+
+def start_cold(argv: list[str], place: Place, extra: dict[str, str], stdout: int, stderr: int) -> int:
+    """Start a kernelspec's command; give its process id."""
+    supervisor = os.getpid()
+    known = {"{connection_file}": place.connection_file}
+    process = subprocess.Popen(
+        [known.get(part, part) for part in argv],
+        cwd=place.path("work"), env={**place.environ(), **extra}, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr,
+        start_new_session=True, preexec_fn=lambda: processes.die_with_parent(supervisor),
+    )  # fmt: skip
+    process.returncode = 0  # reaped by the supervisor's one reaper, never by Popen
+    return process.pid
+
+
+class Forker:
+    """The supervisor's end of the kernel parent."""
+
+    def __init__(self, pid: int, sock: socket.socket) -> None:
+        self.pid = pid
+        self.alive = True
+        self._sock = sock
+        self._waiting: dict[int, Callable[[int], None]] = {}
+        self._exited: Callable[[int, int], None] = lambda pid, status: None
+
+    @classmethod
+    def spawn(cls) -> Forker:
+        """Start the parent. It warms up while the supervisor imports its own half."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
+        process = subprocess.Popen(
+            [sys.executable, script, "parent", str(os.getpid())], stdin=theirs, stdout=subprocess.DEVNULL, stderr=None
+        )
+        process.returncode = 0  # reaped by the supervisor's one reaper
+        theirs.close()
+        ours.setblocking(False)
+        return cls(process.pid, ours)
+
+    def attach(self, loop: Loop, exited: Callable[[int, int], None]) -> None:
+        self._exited = exited
+        loop.watch(self._sock.fileno(), lambda: self._read(loop))
+
+    def fork(self, slot: int, place: Place, settings: dict[str, Any], fds: list[int], born: Callable[[int], None]) -> None:
+        """Ask for a kernel; `born` is called with its process id."""
+        order = {
+            "slot": slot, "connection_file": place.connection_file, "environ": place.environ(), "work": place.path("work"),
+            "settings": settings,
+        }  # fmt: skip
+        self._waiting[slot] = born
+        try:
+            socket.send_fds(self._sock, [json.dumps(order).encode()], fds)
+        except OSError:
+            self.alive = False
+
+    def _read(self, loop: Loop) -> None:
+        while True:
+            try:
+                data = self._sock.recv(65536)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self.alive = False
+                loop.unwatch(self._sock.fileno())
+                self._sock.close()
+                return
+            report = json.loads(data)
+            if "slot" in report:
+                self._waiting.pop(report["slot"])(report["pid"])
+            else:
+                self._exited(report["pid"], report["status"])

@@ -1,0 +1,171 @@
+"""The warmed process that kernels are forked from: a cold IPython kernel costs about 400 ms, a forked one about 25.
+
+It has imported what a finished kernel has imported, and holds no thread, no zmq context and no event loop, so that a fork is
+clean. It reads orders from the supervisor (a SEQPACKET socket on descriptor 0), forks, reaps and reports, and runs no code of
+anybody else. Kernels are killed by the operating system when this process ends, and it when the supervisor ends.
+
+Order: {"slot", "connection_file", "environ", "work", "settings"} with two descriptors, the kernel's 1 and 2.
+Reports: {"slot", "pid"} after the fork, {"pid", "status"} (as of waitpid) after the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import types
+from typing import Any, NoReturn
+
+from . import processes
+from .repl import MODULE
+
+_WARM = (
+    "IPython.core.interactiveshell", "IPython.core.magics", "IPython.core.completer", "IPython.core.historyapp",
+    "IPython.core.pylabtools", "IPython.core.profileapp", "IPython.extensions", "ipykernel.kernelapp", "ipykernel.ipkernel",
+    "ipykernel.zmqshell", "ipykernel.datapub", "ipykernel.parentpoller", "ipykernel.subshell_manager", "ipykernel.comm.manager",
+    "jupyter_client.session", "jupyter_client.localinterfaces", "jupyter_client.kernelspec", "zmq.eventloop.zmqstream",
+    "zmq.asyncio", "tornado.platform.asyncio", "matplotlib_inline.config", "stack_data", "executing", "pygments.lexers.python",
+    "pygments.formatters.terminal256", "pygments.styles.default", "asyncio", "json.encoder", "uuid", "socket", "sqlite3",
+    "multiprocessing.process", "concurrent.futures.thread", "hmac", "mmap", "pickle", "difflib", "faulthandler", "pdb",
+)  # fmt: skip
+
+
+def warm() -> None:
+    """Import what a finished kernel has imported, but no debugger: a preloaded pydevd hangs forked kernels."""
+    debugger: Any = types.ModuleType("ipykernel.debugger")
+    debugger._is_debugpy_available = False
+    debugger.Debugger = type("Debugger", (), {})
+    sys.modules["ipykernel.debugger"] = debugger
+    for name in _WARM:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    repl = types.ModuleType(MODULE)
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "repl.py")
+    with open(path, encoding="utf-8") as file:
+        source = file.read()
+    sys.modules[MODULE] = repl
+    exec(compile(source, "<rlm>", "exec"), repl.__dict__)
+    gc.collect()
+    gc.freeze()
+
+
+def main() -> None:
+    supervisor = int(sys.argv[2])
+    processes.die_with_parent(supervisor)
+    orders = socket.socket(fileno=os.dup(0))
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
+    wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    sys.argv = ["ipykernel_launcher"]
+    warm()
+    serve(orders, wake_read)
+
+
+def serve(orders: socket.socket, wake: int) -> None:
+    """Fork on request and report ends until the supervisor hangs up."""
+    import select
+
+    poll = select.poll()
+    poll.register(orders.fileno(), select.POLLIN)
+    poll.register(wake, select.POLLIN)
+    while True:
+        for fd, _ in poll.poll():
+            if fd == wake:
+                with contextlib.suppress(BlockingIOError):
+                    while os.read(wake, 4096):
+                        pass
+                _reap(orders)
+            else:
+                data, fds, _, _ = socket.recv_fds(orders, 1 << 20, 2)
+                if not data:
+                    return
+                _fork(orders, json.loads(data), fds)
+
+
+def _reap(orders: socket.socket) -> None:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not pid:
+            return
+        orders.send(json.dumps({"pid": pid, "status": status}).encode())
+
+
+def _fork(orders: socket.socket, order: dict[str, Any], fds: list[int]) -> None:
+    parent = os.getpid()
+    pid = os.fork()
+    if not pid:
+        _be_kernel(order, fds, parent)
+    for fd in fds:
+        os.close(fd)
+    orders.send(json.dumps({"slot": order["slot"], "pid": pid}).encode())
+
+
+def _be_kernel(order: dict[str, Any], fds: list[int], parent: int) -> NoReturn:
+    status = 1
+    try:
+        _tidy(order, fds, parent)
+        _run_kernel(order)
+        status = 0
+    except SystemExit:
+        status = 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc(file=sys.__stderr__)
+    finally:
+        os._exit(status)
+
+
+def _tidy(order: dict[str, Any], fds: list[int], parent: int) -> None:
+    """Make the forked child as fresh as a new process."""
+    processes.die_with_parent(parent)
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.setsid()
+    os.dup2(fds[0], 1)
+    os.dup2(fds[1], 2)
+    os.closerange(3, 4096)
+    importlib.import_module("atexit")._clear()
+    os.environ.clear()
+    os.environ.update(order["environ"])
+    os.chdir(order["work"])
+    random.seed()
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None:
+        process.ORIGINAL_DIR = order["work"]  # type: ignore[attr-defined]
+        process.current_process().authkey = os.urandom(32)  # type: ignore[attr-defined]
+    tempfile = sys.modules.get("tempfile")
+    if tempfile is not None:
+        tempfile.tempdir = None  # type: ignore[attr-defined]
+
+
+def _run_kernel(order: dict[str, Any]) -> None:
+    from ipykernel.kernelapp import IPKernelApp
+    from traitlets.config import Config
+
+    config = Config()
+    config.HistoryManager.enabled = False
+    config.IPKernelApp.parent_handle = 0
+    config.IPKernelApp.log_level = 50
+    config.IPKernelApp.outstream_class = None
+    config.IPKernelApp.connection_file = order["connection_file"]
+    config.InteractiveShell.colors = "NoColor"
+    app = IPKernelApp.instance(config=config)
+    app.initialize([])
+    sys.modules[MODULE].install(app.shell, order["settings"])
+    app.start()

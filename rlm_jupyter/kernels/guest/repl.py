@@ -1,0 +1,489 @@
+"""What the code of the LM finds in its kernel: context, llm_query, llm_query_batched, FINAL_VAR, SHOW_VARS.
+
+It speaks to the supervisor over a unix socket, one connection per process and thread: a token first, then requests, each with
+one answer. What a cell displays goes the same way; what it writes to file descriptors 1 and 2 goes through pipes, and Python's
+`sys.stdout` and `sys.stderr` are put directly on them, so that prints and subprocesses keep their order and nothing is dropped.
+
+Standard library only (beside the kernel's own IPython), and no import of our other modules: for a cold kernel of another
+interpreter this very source is executed in it. Code in the kernel can change all of this; it only deceives itself.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import difflib
+import hashlib
+import hmac
+import io
+import json
+import mmap
+import os
+import pickle
+import secrets
+import signal
+import socket
+import struct
+import sys
+import threading
+from typing import Any, NoReturn
+
+MODULE = "_rlm_repl"
+"""The name in `sys.modules` under which the supervisor finds this module again."""
+
+FRAME_CAP = 16 * 1024 * 1024
+_FRAME = struct.Struct(">IB")
+_LENGTH = struct.Struct(">I")
+
+
+class LMError(Exception):
+    """A sub-LM call failed; the text says why. Another prompt, or a later attempt, may work."""
+
+
+class FailedReply(str):
+    """The place of a failed item in a batch: a str that starts with `Error: `; `error` is the reason alone."""
+
+    error: str
+
+    def __new__(cls, error: str) -> FailedReply:
+        self = super().__new__(cls, f"Error: {error}")
+        self.error = error
+        return self
+
+    def __reduce__(self) -> tuple[type[FailedReply], tuple[str]]:
+        return FailedReply, (self.error,)
+
+
+class Channel:
+    """Requests to the supervisor. Safe from threads and in forked children: each has a connection of its own."""
+
+    def __init__(self, address: str, token: str) -> None:
+        self._address = address
+        self._token = token
+        self._local = threading.local()
+
+    def ask(self, header: dict[str, Any], body: bytes = b"") -> tuple[dict[str, Any], bytes]:
+        """Send one request and wait for its answer. An interrupted wait gives the connection up, and so the request."""
+        try:
+            connection = self._connection()
+            _send(connection, header, body)
+            return _receive(connection)
+        except OSError as error:
+            self.drop()
+            raise LMError(f"the connection to the host is gone ({error})") from None
+        except BaseException:
+            self.drop()
+            raise
+
+    def drop(self) -> None:
+        """Close this thread's connection; the next request opens another."""
+        connection = getattr(self._local, "connection", None)
+        self._local.connection = None
+        if connection is not None:
+            connection.close()
+
+    def _connection(self) -> socket.socket:
+        connection: socket.socket | None = getattr(self._local, "connection", None)
+        if connection is not None and self._local.pid == os.getpid():
+            return connection
+        connection = socket.socket(socket.AF_UNIX)
+        self._local.connection, self._local.pid = connection, os.getpid()
+        connection.connect(self._address)
+        _send(connection, {"kind": "hello", "token": self._token}, b"")
+        return connection
+
+
+def _send(connection: socket.socket, header: dict[str, Any], body: bytes) -> None:
+    head = json.dumps(header, separators=(",", ":")).encode("ascii")
+    view = memoryview(_LENGTH.pack(len(head)) + head + body)
+    while True:
+        piece, view = view[:FRAME_CAP], view[FRAME_CAP:]
+        connection.sendall(_FRAME.pack(len(piece), 1 if view else 0) + piece)
+        if not view:
+            return
+
+
+def _receive(connection: socket.socket) -> tuple[dict[str, Any], bytes]:
+    message = bytearray()
+    more = 1
+    while more:
+        size, more = _FRAME.unpack(_read(connection, _FRAME.size))
+        message += _read(connection, size)
+    (size,) = _LENGTH.unpack_from(message)
+    return json.loads(message[4 : 4 + size].decode("ascii")), bytes(message[4 + size :])
+
+
+def _read(connection: socket.socket, size: int) -> bytearray:
+    data = bytearray(size)
+    view = memoryview(data)
+    at = 0
+    while at < size:
+        count = connection.recv_into(view[at:])
+        if not count:
+            raise ConnectionError("closed")
+        at += count
+    return data
+
+
+class Repl:
+    """The helpers in one kernel, and the hooks that put them back before every cell.
+
+    Parameters
+    ----------
+    ip
+        The kernel's InteractiveShell.
+    settings
+        `address`, `token`, `finals` (a folder), and the caps `prompt`, `batch`, `message`, `value`, `output`.
+    """
+
+    def __init__(self, ip: Any, settings: dict[str, Any]) -> None:
+        self.ip = ip
+        self.caps = settings
+        self.channel = Channel(settings["address"], settings["token"])
+        self.names: dict[str, Any] = {
+            "llm_query": self.llm_query,
+            "llm_query_batched": self.llm_query_batched,
+            "FINAL_VAR": self.FINAL_VAR,
+            "SHOW_VARS": self.SHOW_VARS,
+            "LMError": LMError,
+        }
+        self.contexts: dict[str, Any] = {}
+        self._transformer = _NameArguments()
+        self._streams: list[Any] = []
+        self._spare_fds: list[tuple[int, tuple[int, int]]] = []
+
+    def install(self) -> None:
+        """Take over streams and displays, set the globals, and tell the supervisor that the kernel is ready."""
+        ip = self.ip
+        for fd, name in ((1, "stdout"), (2, "stderr")):
+            stream = getattr(sys, name)
+            if type(stream).__module__ == "ipykernel.iostream":
+                stream.close()
+            copy = os.dup(fd)
+            self._spare_fds.append((copy, _identity(copy)))
+            self._streams.append(_text_stream(fd))
+            setattr(sys, name, self._streams[-1])
+        outlet = _outlet_class()(self.show)
+        ip.displayhook.session = ip.display_pub.session = outlet
+        ip.kernel._execute_sleep = 0.0
+        ip.ask_exit = _refuse_exit
+        for event, hook in (("pre_run_cell", self.before_cell), ("post_run_cell", self.after_cell)):
+            ip.events.register(event, hook)
+        for name in ("FORCE_COLOR", "CLICOLOR_FORCE"):
+            os.environ.pop(name, None)
+        self.put_back()
+        ip.user_ns_hidden.update(self.names)
+        self.channel.ask({"kind": "ready", "pid": os.getpid(), "python": sys.version.split()[0]})
+
+    def put_back(self) -> None:
+        """Set every global of ours, whatever a cell made of it."""
+        self.ip.user_ns.update(self.names)
+        self.ip.user_ns.update(self.contexts)
+        if self._transformer not in self.ip.ast_transformers:
+            self.ip.ast_transformers.append(self._transformer)
+
+    def before_cell(self, info: object = None) -> None:
+        self.put_back()
+        self._mend_streams()
+        # ipykernel's SIGINT handler for async cells only marks a future: an idle loop has to be woken for it to be seen.
+        try:
+            waker = asyncio.get_running_loop()._csock.fileno()  # type: ignore[attr-defined]
+            signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+        except (RuntimeError, ValueError, AttributeError):
+            pass
+
+    def after_cell(self, result: object = None) -> None:
+        self._mend_streams()
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                pass
+
+    def _mend_streams(self) -> None:
+        """Put back streams and descriptors that a cell closed or pointed elsewhere."""
+        for number, (fd, name) in enumerate(((1, "stdout"), (2, "stderr"))):
+            copy, identity = self._spare_fds[number]
+            if _identity(fd) != identity and _identity(copy) == identity:
+                os.dup2(copy, fd)
+            if self._streams[number].closed:
+                self._streams[number] = _text_stream(fd)
+            stream = getattr(sys, name, None)
+            if not hasattr(stream, "write") or getattr(stream, "closed", False):
+                setattr(sys, name, self._streams[number])
+
+    def load(self, line: str) -> None:
+        """Set a global from a file of the host's, if its bytes are exactly what the host wrote."""
+        order = json.loads(line)
+        with open(order["path"], "rb") as file:
+            if os.fstat(file.fileno()).st_size != order["size"]:
+                raise ValueError("the context arrived with another size")
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if order["size"] else b""
+        digest = hashlib.sha256()
+        view = memoryview(data)
+        for at in range(0, len(view), 1 << 20):
+            digest.update(view[at : at + (1 << 20)])
+        if not hmac.compare_digest(digest.hexdigest(), order["digest"]):
+            raise ValueError("the context arrived with another digest")
+        value = str(view, "utf-8", "surrogatepass") if order["form"] == "text" else pickle.loads(view)
+        self.contexts[order["name"]] = value
+        self.put_back()
+
+    def show(self, kind: str, content: dict[str, Any]) -> None:
+        """Hand on what a cell displays, as text, and wait until all output before it has been read."""
+        if kind in ("execute_result", "display_data"):
+            text = content.get("data", {}).get("text/plain")
+        elif kind == "error":
+            text = "\n".join(map(str, content.get("traceback", ())))
+        else:
+            return
+        if type(text) is not str:
+            return
+        stream = {"execute_result": "result", "display_data": "display", "error": "error"}[kind]
+        data, half = text.encode("utf-8", "backslashreplace"), self.caps["output"]
+        head, skipped = len(data), 0
+        if len(data) > 2 * half:
+            head, skipped = half, len(data) - 2 * half
+            data = data[:half] + data[-half:]
+        for each in (sys.stdout, sys.stderr):
+            if each is not None and not getattr(each, "closed", False):
+                each.flush()
+        self.channel.ask({"kind": "show", "stream": stream, "head": head, "skipped": skipped}, data)
+
+    def llm_query(self, prompt: str, model: str | None = None) -> str:
+        """Ask a sub-LM one thing and give its reply.
+
+        Raises
+        ------
+        LMError
+            When there is no reply; the text says why.
+        """
+        __tracebackhide__ = True
+        text, failed = self._ask([prompt], model, batch=False)[0]
+        if failed:
+            raise LMError(text)
+        return text
+
+    def llm_query_batched(self, prompts: list[str], model: str | None = None) -> list[str]:
+        """Ask a sub-LM many things at once; the replies come in the order of the prompts.
+
+        The place of a failed item holds a `FailedReply`, a str that starts with `Error: ` and has the reason as `.error`.
+        """
+        __tracebackhide__ = True
+        if isinstance(prompts, str):
+            raise TypeError("llm_query_batched takes a list of prompts; for one prompt there is llm_query")
+        prompts = list(prompts)
+        if not prompts:
+            return []
+        outcomes = self._ask(prompts, model, batch=True)
+        failures = [place for place, (_, failed) in enumerate(outcomes) if failed]
+        if failures:
+            places = ", ".join(map(str, failures[:20])) + (", ..." if len(failures) > 20 else "")
+            reason = outcomes[failures[0]][0]
+            print(
+                f"Warning: {len(failures)} of {len(prompts)} calls failed, at [{places}]; the first: {reason}", file=sys.stderr
+            )
+        return [FailedReply(text) if failed else text for text, failed in outcomes]
+
+    def _ask(self, prompts: list[str], model: str | None, *, batch: bool) -> list[tuple[str, bool]]:
+        __tracebackhide__ = True
+        if model is not None and not isinstance(model, str):
+            raise TypeError(f"model must be a model's name (a str), not {type(model).__name__}")
+        if len(prompts) > self.caps["batch"]:
+            raise ValueError(f"a batch of {len(prompts):,} prompts; at most {self.caps['batch']:,}")
+        datas = []
+        for place, prompt in enumerate(prompts):
+            which = f"prompts[{place}]" if batch else "prompt"
+            if not isinstance(prompt, str):
+                raise TypeError(f"{which} must be a str, not {type(prompt).__name__}; make text of it first")
+            datas.append(prompt.encode("utf-8", "surrogatepass"))
+            if len(datas[-1]) > self.caps["prompt"]:
+                raise ValueError(f"{which} has {len(datas[-1]):,} bytes; at most {self.caps['prompt']:,}")
+        sizes = [len(data) for data in datas]
+        if sum(sizes) > self.caps["message"]:
+            raise ValueError(f"a batch of {sum(sizes):,} bytes; at most {self.caps['message']:,}: use several batches")
+        request = {"kind": "call", "call": secrets.token_hex(16), "batch": batch, "model": model, "sizes": sizes}
+        answer, body = self.channel.ask(request, b"".join(datas))
+        if "refused" in answer:
+            raise LMError(answer["refused"])
+        outcomes, at, errors = [], 0, set(answer["errors"])
+        for place, size in enumerate(answer["sizes"]):
+            outcomes.append((body[at : at + size].decode("utf-8", "surrogatepass"), place in errors))
+            at += size
+        return outcomes
+
+    def FINAL_VAR(self, var: Any, *, _named: bool = False) -> None:
+        """Give the answer: `FINAL_VAR("name")` for a variable's name, `FINAL_VAR(expression)` for a value.
+
+        The answer counts when the cell ends without an error; the last one wins.
+        """
+        __tracebackhide__ = True
+        name = ""
+        if _named:
+            name, var = var, _lookup(var, sys._getframe(1), {*self.names, *self.contexts})
+        if _holds_failed_reply(var):
+            raise ValueError(
+                "this answer holds the place of a failed call (a FailedReply, its text starts with 'Error: '). "
+                "Ask again for the failed items or leave them out, then call FINAL_VAR."
+            )
+        form, type_name, data = _encode(var)
+        if len(data) > self.caps["value"]:
+            raise ValueError(f"an answer of {len(data):,} bytes; at most {self.caps['value']:,}: give a smaller one")
+        path = secrets.token_hex(16)
+        with open(os.path.join(self.caps["finals"], path), "xb") as file:
+            file.write(data)
+        answer, _ = self.channel.ask(
+            {"kind": "final", "name": name[:1000], "type_name": type_name, "form": form, "size": len(data),
+             "digest": hashlib.sha256(data).hexdigest(), "path": path}
+        )  # fmt: skip
+        if "refused" in answer:
+            raise RuntimeError(answer["refused"])
+
+    def SHOW_VARS(self) -> None:
+        """Print the names, types and sizes of what the REPL holds."""
+        hidden = {*self.names, *self.ip.user_ns_hidden} - {*self.contexts}
+        rows = [("name", "type", "size")]
+        for name, value in sorted(self.ip.user_ns.items()):
+            if name not in hidden and not name.startswith("_"):
+                rows.append((name, type(value).__name__, _size(value)))
+        if len(rows) == 1:
+            print("no variables yet")
+            return
+        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        for row in rows:
+            print(f"{row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}".rstrip())
+
+
+class _NameArguments(ast.NodeTransformer):
+    """Mark `FINAL_VAR("name")`: a string literal is a variable's name, any other expression is the value."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        if isinstance(node.func, ast.Name) and node.func.id == "FINAL_VAR":
+            given = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg == "var")]
+            if len(given) == 1 and isinstance(given[0], ast.Constant) and isinstance(given[0].value, str):
+                mark = ast.keyword(arg="_named", value=ast.Constant(True))
+                node.keywords.append(ast.fix_missing_locations(ast.copy_location(mark, node)))
+        return node
+
+
+def _lookup(name: str, frame: Any, ours: set[str]) -> Any:
+    __tracebackhide__ = True
+    if name in frame.f_locals:
+        return frame.f_locals[name]
+    if name in frame.f_globals:
+        return frame.f_globals[name]
+    known = [each for each in {*frame.f_locals, *frame.f_globals} - ours if not each.startswith("_")]
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    shown = name if len(name) <= 60 else name[:60] + "..."
+    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    raise NameError(
+        f"no variable is named {shown!r}.{hint} FINAL_VAR with a string literal takes the name of a variable; "
+        "to give a text itself, assign it first: answer = ...; FINAL_VAR(answer)"
+    )
+
+
+def _holds_failed_reply(value: Any) -> bool:
+    seen: set[int] = set()
+    todo = [value]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, FailedReply):
+            return True
+        if isinstance(item, (list, tuple, dict, set, frozenset)) and id(item) not in seen:
+            seen.add(id(item))
+            todo += [*item, *item.values()] if isinstance(item, dict) else item
+    return False
+
+
+def _is_json(value: Any) -> bool:
+    """Whether JSON gives exactly this value back: built-in types only, str keys, no object within itself."""
+    seen: set[int] = set()
+
+    def check(item: Any) -> bool:
+        kind = type(item)
+        if kind is str or kind is int or kind is float or kind is bool or item is None:
+            return True
+        if kind is not list and kind is not dict:
+            return False
+        if id(item) in seen:
+            return False
+        seen.add(id(item))
+        if kind is dict:
+            good = all(type(key) is str for key in item) and all(map(check, item.values()))
+        else:
+            good = all(map(check, item))
+        seen.discard(id(item))
+        return good
+
+    return check(value)
+
+
+def _encode(value: Any) -> tuple[str, str, bytes]:
+    """Give form, type name and bytes of a final value: text as it is, JSON where it is exact, else the value's text."""
+    kind = type(value)
+    type_name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    type_name = type_name.encode("ascii", "backslashreplace").decode()[:200]
+    if kind is str:
+        return "text", type_name, value.encode("utf-8", "surrogatepass")
+    try:
+        if _is_json(value):
+            return "json", type_name, json.dumps(value, separators=(",", ":")).encode("ascii")
+    except (ValueError, RecursionError):
+        pass
+    text = str(value) if isinstance(value, str) else repr(value)
+    return "text", type_name, text.encode("utf-8", "surrogatepass")
+
+
+def _size(value: Any) -> str:
+    try:
+        shape = getattr(value, "shape", None)
+        if isinstance(shape, tuple):
+            return " x ".join(map(str, shape))
+        if isinstance(value, str):
+            return f"{len(value):,} characters"
+        return f"{len(value):,} items" if hasattr(value, "__len__") and not isinstance(value, type) else ""
+    except Exception:
+        return ""
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return (-1, -1)
+    return (status.st_dev, status.st_ino)
+
+
+def _text_stream(fd: int) -> io.TextIOWrapper:
+    return io.TextIOWrapper(open(fd, "wb", closefd=False), encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+
+def _refuse_exit() -> NoReturn:
+    raise SystemExit("exit() does not end this session")
+
+
+def _outlet_class() -> Any:
+    """Give a jupyter_client Session that sends nothing: what displays publish is handed to a function instead."""
+    from jupyter_client.session import Session
+
+    class Outlet(Session):  # type: ignore[misc]
+        def __init__(self, show: Any) -> None:
+            super().__init__()
+            self._show = show
+
+        def send(self, stream: Any, msg_or_type: Any, content: Any = None, *args: Any, **kwargs: Any) -> Any:
+            if isinstance(msg_or_type, dict):
+                msg_or_type, content = msg_or_type["header"]["msg_type"], msg_or_type["content"]
+            self._show(msg_or_type, content or {})
+            return msg_or_type
+
+    return Outlet
+
+
+def install(ip: Any, settings: dict[str, Any]) -> Repl:
+    """Put the helpers into a kernel."""
+    repl = Repl(ip, settings)
+    sys.modules[MODULE].load = repl.load  # type: ignore[attr-defined]
+    repl.install()
+    return repl

@@ -1,0 +1,376 @@
+"""Every message between host and supervisor, as a type.
+
+Each is a frozen dataclass whose fields are exactly the keys of the header; `data` is the body and stands in no header.
+`decode` refuses what is not exactly one of them: unknown kinds, missing or further keys, other types, numbers below zero.
+The supervisor's messages are numbered (`n` in the header), and every message that is about a kernel names it.
+
+Host to supervisor, all safe to repeat: Start Context Execute Interrupt Reply GetValue Close Shutdown.
+Supervisor to host: Ready Started StartFailed Loaded Output Call Dropped Done ValuePart Died Closed Heartbeat.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from .frames import Header
+
+PROTOCOL = 1
+VALUE_PIECE = 1024 * 1024
+TEXT_CAP = 64 * 1024
+STREAMS = ("stdout", "stderr", "result", "display", "error")
+STATUSES = ("ok", "error", "interrupted")
+
+_CALL = re.compile(r"[0-9a-f]{32}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class WireError(Exception):
+    """A message that the protocol does not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Base of all messages."""
+
+    kind: ClassVar[str]
+
+
+@dataclass(frozen=True, slots=True)
+class FinalInfo:
+    """What FINAL_VAR handed over: `name` is '' when it was given by value; `form` is text or json."""
+
+    number: int
+    name: str
+    type_name: str
+    form: str
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Start(Message):
+    """Start a kernel; Started or StartFailed follows."""
+
+    kind = "start"
+    kernel: int
+
+
+@dataclass(frozen=True, slots=True)
+class Context(Message):
+    """Set the global `name` from the file `path` of the run's folder; Loaded follows with the same `load`."""
+
+    kind = "context"
+    kernel: int
+    load: int
+    name: str
+    path: str
+    form: str
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Execute(Message):
+    """Run the code in `data` (UTF-8); Output and Call follow, then Done or Died."""
+
+    kind = "execute"
+    kernel: int
+    cell: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupt(Message):
+    """Begin the ladder SIGINT, SIGINT, SIGKILL for what the kernel does now; nothing happens when it is idle."""
+
+    kind = "interrupt"
+    kernel: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reply(Message):
+    """Answer a call. `data` holds the texts one after another; `errors` are the places where the text is an error."""
+
+    kind = "reply"
+    kernel: int
+    call: str
+    sizes: tuple[int, ...]
+    errors: tuple[int, ...]
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class GetValue(Message):
+    """Ask for a piece of a final value; ValuePart follows."""
+
+    kind = "get_value"
+    kernel: int
+    number: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Close(Message):
+    """Kill the kernel and all that it started; Closed follows."""
+
+    kind = "close"
+    kernel: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown(Message):
+    """Kill everything, remove the run's folder, exit."""
+
+    kind = "shutdown"
+
+
+@dataclass(frozen=True, slots=True)
+class Ready(Message):
+    """The supervisor is there."""
+
+    kind = "ready"
+    protocol: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Started(Message):
+    """The kernel takes code now. `how`: spare, forked or cold. `python` is its version."""
+
+    kind = "started"
+    kernel: int
+    pid: int
+    how: str
+    python: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartFailed(Message):
+    """The kernel did not come up."""
+
+    kind = "start_failed"
+    kernel: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded(Message):
+    """The context is there, or `error` says why not."""
+
+    kind = "loaded"
+    kernel: int
+    load: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Output(Message):
+    """A piece of a cell's output as raw UTF-8. `omitted`: so many bytes of output before it were not kept."""
+
+    kind = "output"
+    kernel: int
+    cell: int
+    stream: str
+    omitted: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Message):
+    """Code asks the sub-LM. `data` holds the prompts one after another (UTF-8, lone surrogates passed)."""
+
+    kind = "call"
+    kernel: int
+    cell: int
+    call: str
+    batch: bool
+    model: str | None
+    sizes: tuple[int, ...]
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped(Message):
+    """Nobody waits for this call any more."""
+
+    kind = "dropped"
+    kernel: int
+    call: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Message):
+    """The cell is over, and so are its calls. `notes`: the steps of the kill ladder, if it was used."""
+
+    kind = "done"
+    kernel: int
+    cell: int
+    status: str
+    error: str
+    omitted: int
+    final: FinalInfo | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ValuePart(Message):
+    """At most VALUE_PIECE bytes of a final value, from `offset` on."""
+
+    kind = "value_part"
+    kernel: int
+    number: int
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Died(Message):
+    """The kernel's process is gone: by `signal`, or with `exit_code` where that is 0."""
+
+    kind = "died"
+    kernel: int
+    exit_code: int
+    signal: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Closed(Message):
+    """The kernel and all that it started are gone."""
+
+    kind = "closed"
+    kernel: int
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat(Message):
+    """The supervisor is alive."""
+
+    kind = "heartbeat"
+
+
+TO_SUPERVISOR: tuple[type[Message], ...] = (Start, Context, Execute, Interrupt, Reply, GetValue, Close, Shutdown)
+TO_HOST: tuple[type[Message], ...] = (
+    Ready, Started, StartFailed, Loaded, Output, Call, Dropped, Done, ValuePart, Died, Closed, Heartbeat,
+)  # fmt: skip
+
+
+def encode(message: Message) -> tuple[Header, bytes]:
+    """Give the header and the body of a message."""
+    header: Header = {"kind": message.kind}
+    body = b""
+    for name, _ in _FIELDS[type(message)]:
+        value = getattr(message, name)
+        if name == "data":
+            body = value
+        else:
+            header[name] = dataclasses.asdict(value) if isinstance(value, FinalInfo) else value
+    return header, body
+
+
+def decode(header: Header, body: bytes, known: Iterable[type[Message]]) -> Message:
+    """Read a message of one of the `known` types; WireError for anything else."""
+    kind = header.get("kind")
+    cls = next((each for each in known if each.kind == kind), None)
+    if cls is None:
+        raise WireError(f"a message of unknown kind {str(kind)[:40]!r}")
+    values = _read(cls, header, body, 1)
+    message: Message = cls(**values)
+    _check_meaning(message)
+    return message
+
+
+def _read(cls: type, header: Header, body: bytes, extra: int) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, read in _FIELDS[cls]:
+        if name == "data":
+            values[name] = body
+            extra -= 1
+            continue
+        if name not in header:
+            raise WireError(f"{cls.__name__} without {name}")
+        values[name] = read(header[name])
+    if len(header) != len(values) + extra:
+        raise WireError(f"{cls.__name__} with unknown keys")
+    if body and "data" not in values:
+        raise WireError(f"{cls.__name__} with a body")
+    return values
+
+
+def _check_meaning(message: Message) -> None:
+    """Refuse values that no sender of ours writes."""
+    if isinstance(message, Call | Reply | Dropped) and not _CALL.fullmatch(message.call):
+        raise WireError("a call id that is not 32 hex digits")
+    if isinstance(message, Call | Reply) and sum(message.sizes) != len(message.data):
+        raise WireError("sizes that do not add up to the body")
+    if isinstance(message, Call) and not message.batch and len(message.sizes) != 1:
+        raise WireError("a single call with several prompts")
+    if isinstance(message, Output) and message.stream not in STREAMS:
+        raise WireError("output on an unknown stream")
+    if isinstance(message, Done) and message.status not in STATUSES:
+        raise WireError("an unknown status")
+    if isinstance(message, ValuePart) and len(message.data) > VALUE_PIECE:
+        raise WireError("a piece of a value above its cap")
+
+
+def read_final(value: object) -> FinalInfo:
+    """Read what FINAL_VAR says of its value."""
+    if type(value) is not dict:
+        raise WireError("a final value that is no object")
+    final = FinalInfo(**_read(FinalInfo, value, b"", 0))
+    if final.form not in ("text", "json") or not _DIGEST.fullmatch(final.digest):
+        raise WireError("a final value of unknown form")
+    return final
+
+
+def _whole(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise WireError("a number that is not a whole number from 0")
+    return value
+
+
+def _text(value: object) -> str:
+    if type(value) is not str or len(value) > TEXT_CAP:
+        raise WireError("a text that is none, or too long")
+    return value
+
+
+def _text_or_none(value: object) -> str | None:
+    return None if value is None else _text(value)
+
+
+def _truth(value: object) -> bool:
+    if type(value) is not bool:
+        raise WireError("a truth value that is none")
+    return value
+
+
+def _wholes(value: object) -> tuple[int, ...]:
+    if type(value) is not list or not all(type(item) is int and 0 <= item < 2**63 for item in value):
+        raise WireError("a list of numbers that is none")
+    return tuple(value)
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if type(value) is not list or len(value) > 1000:
+        raise WireError("a list of texts that is none, or too long")
+    return tuple(_text(item) for item in value)
+
+
+def _final(value: object) -> FinalInfo | None:
+    return None if value is None else read_final(value)
+
+
+_READERS: dict[str, Callable[[object], Any]] = {
+    "int": _whole, "str": _text, "str | None": _text_or_none, "bool": _truth, "bytes": _whole,
+    "tuple[int, ...]": _wholes, "tuple[str, ...]": _texts, "FinalInfo | None": _final,
+}  # fmt: skip
+
+_FIELDS: dict[type, tuple[tuple[str, Callable[[object], Any]], ...]] = {
+    cls: tuple((field.name, _READERS[str(field.type)]) for field in dataclasses.fields(cls))
+    for cls in (*TO_SUPERVISOR, *TO_HOST, FinalInfo)
+}

@@ -1,0 +1,436 @@
+"""One kernel as the host sees it.
+
+The contract, for every environment:
+
+- `load`, `execute`, `value`, `close` are awaited one at a time; `interrupt` may come at any moment.
+- Each raises `KernelDied` when the process is gone, or its supervisor, or the connection; from then on `alive` is False and
+  every further call raises it at once. Nothing is ever restarted: what was in the kernel is lost, and the text says so.
+- `ProtocolError` when the other end does what the protocol does not allow; the whole environment is closed then.
+- Each can be cancelled. Cancelling `load` and `execute` interrupts the kernel by the ladder SIGINT, SIGINT, SIGKILL of the tree
+  and waits, shielded, at most about 3 s for that; the kernel stays usable if it came back.
+- Everything that arrives is bounded and untrusted: output is text without terminal sequences, a value is bytes whose digest
+  was checked, calls are answered only while their cell runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import signal
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import anyio
+
+from rlm_jupyter.errors import KernelDied, KernelError, KernelStartError, ProtocolError
+from rlm_jupyter.kernels import messages
+from rlm_jupyter.kernels.guest import wire
+from rlm_jupyter.kernels.guest.frames import MESSAGE_CAP
+from rlm_jupyter.kernels.messages import Answer, CallOutcome
+from rlm_jupyter.kernels.text import TextDecoder, plain
+from rlm_jupyter.settings import OUTPUT_CAP, VALUE_CAP
+from rlm_jupyter.values import Value
+
+if TYPE_CHECKING:
+    from rlm_jupyter.contexts import Payload
+    from rlm_jupyter.kernels.environment import Environment
+
+LADDER_SECONDS = 3.0
+"""How long the supervisor's ladder may take until the supervisor itself is taken for stuck."""
+CLOSE_SECONDS = 3.0
+PART_SECONDS = 30.0
+PARTS_AHEAD = 8
+LOAD_SECONDS = 60.0
+LOAD_BYTES_A_SECOND = 10 * 1024 * 1024
+
+OnOutput = Callable[["Output"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A piece of what a cell puts out. `stream`: stdout, stderr, result, display or error. Plain text."""
+
+    stream: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Final:
+    """An answer given with FINAL_VAR; `name` is '' when it was given by value. `Kernel.value` fetches it."""
+
+    number: int
+    name: str
+    type_name: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class CellResult:
+    """How a cell ended. `status`: ok, error or interrupted. `omitted`: bytes of output not kept. `notes`: kill ladder steps."""
+
+    status: str
+    error: str
+    omitted: int
+    seconds: float
+    final: Final | None
+    notes: tuple[str, ...]
+
+
+class _Cell:
+    """The cell that runs: where its output goes, which calls it has under way."""
+
+    def __init__(self, number: int, on_output: OnOutput) -> None:
+        self.number = number
+        self.on_output = on_output
+        self.started = time.monotonic()
+        self.decoders: dict[str, TextDecoder] = {}
+        self.received = 0
+        self.calls: dict[str, asyncio.Task[None]] = {}
+        self.call_bytes = 0
+
+
+class Kernel:
+    """A running IPython kernel. Made by `Environment.start_kernel` only.
+
+    Attributes
+    ----------
+    number
+        Its name within the environment, from 1.
+    how
+        `spare` (was ready before it was asked for), `forked` or `cold`.
+    pid
+        Its process id where it runs, for showing only.
+    python
+        The version of its Python.
+    alive
+        Whether it can still be used.
+    """
+
+    def __init__(self, environment: Environment, number: int, answer: Answer) -> None:
+        self.number = number
+        self.how = ""
+        self.pid = 0
+        self.python = ""
+        self._environment = environment
+        self._answer = answer
+        self._ended: Exception | None = None
+        self._wait: asyncio.Future[wire.Message] | None = None
+        self._cell: _Cell | None = None
+        self._cells = 0
+        self._loads = 0
+        self._finals: dict[int, wire.FinalInfo] = {}
+        self._parts: deque[tuple[int, int, asyncio.Future[bytes]]] = deque()
+        self._seen: set[str] = set()
+
+    @property
+    def alive(self) -> bool:
+        return self._ended is None
+
+    async def start(self, seconds: float) -> None:
+        """Wait until the kernel takes code; called by the environment."""
+        try:
+            message = await self._request(wire.Start(self.number), seconds)
+        except TimeoutError:
+            raise KernelStartError(f"the kernel did not start within {seconds:.0f} s") from None
+        if isinstance(message, wire.StartFailed):
+            self._ended = KernelDied("this kernel never started")
+            text = plain(message.text).strip()
+            raise KernelStartError(f"the kernel did not start: {_last_line(text)}")
+        assert isinstance(message, wire.Started)
+        self.how, self.pid, self.python = message.how, message.pid, plain(message.python)
+
+    async def load(self, name: str, payload: Payload) -> None:
+        """Set the global `name` to a context; the kernel checks the digest of its bytes.
+
+        Raises
+        ------
+        KernelError
+            When it did not arrive as it was sent.
+        """
+        self._check_free()
+        self._loads += 1
+        path = await self._environment.deliver(payload)
+        try:
+            order = wire.Context(self.number, self._loads, name, path, payload.form, len(payload.data), payload.digest)
+            message = await self._work(order, LOAD_SECONDS + len(payload.data) / LOAD_BYTES_A_SECOND)
+        finally:
+            self._environment.discard(path)
+        assert isinstance(message, wire.Loaded)
+        if message.load != self._loads:
+            raise self._break(ProtocolError("the kernel loaded what was not sent"))
+        if message.error:
+            raise KernelError(f"the context did not reach the kernel: {plain(message.error)}")
+
+    async def execute(self, code: str, on_output: OnOutput) -> CellResult:
+        """Run a cell and wait until it, its output and its LM calls are over.
+
+        Parameters
+        ----------
+        code
+            The cell. Lone surrogates become escapes.
+        on_output
+            Called in the event loop with each piece of output, in order, before this returns.
+        """
+        self._check_free()
+        self._cells += 1
+        cell = self._cell = _Cell(self._cells, on_output)
+        try:
+            message = await self._work(wire.Execute(self.number, cell.number, code.encode("utf-8", "backslashreplace")), None)
+        finally:
+            self._cell = None
+            await self._end_calls(cell)
+        assert isinstance(message, wire.Done)
+        return self._result(cell, message)
+
+    async def interrupt(self) -> bool:
+        """Interrupt what the kernel does by the ladder; whether the kernel is still there afterwards."""
+        wait = self._wait
+        if wait is not None and not wait.done() and self.alive:
+            self._environment.send(wire.Interrupt(self.number))
+            await asyncio.wait({wait}, timeout=LADDER_SECONDS)
+            if not wait.done():
+                self._environment.kill(KernelDied("The kernel and its supervisor did not answer and were killed; its variables are lost."))
+        return self.alive
+
+    async def value(self, final: Final) -> Value:
+        """Fetch an answer; its bytes are checked against the digest that came with it."""
+        self._check_alive()
+        info = self._finals.get(final.number)
+        if info is None:
+            raise KernelError("this answer is no longer kept by the kernel")
+        data = bytearray()
+        offsets = deque(range(0, info.size, wire.VALUE_PIECE))
+        under_way: deque[asyncio.Future[bytes]] = deque()
+        try:
+            while offsets or under_way:
+                while offsets and len(under_way) < PARTS_AHEAD:
+                    under_way.append(self._ask_part(info.number, offsets.popleft()))
+                data += await asyncio.wait_for(under_way.popleft(), PART_SECONDS)
+        except TimeoutError:
+            raise self._break(KernelDied("The kernel's supervisor stopped answering; the variables are lost.")) from None
+        if len(data) != info.size or hashlib.sha256(data).hexdigest() != info.digest:
+            raise KernelError("the answer arrived with another size or digest than it was sent with")
+        return Value(info.form, info.type_name, bytes(data))
+
+    async def close(self) -> None:
+        """End the kernel and all that it started. Safe to repeat."""
+        if not self.alive:
+            return
+        with anyio.CancelScope(shield=True):
+            try:
+                await self._request(wire.Close(self.number), CLOSE_SECONDS)
+            except TimeoutError:
+                self._environment.kill(KernelDied("The kernel could not be closed in time and was killed with its supervisor."))
+            except (KernelError, ProtocolError):
+                pass
+            self.fail(KernelDied("This kernel was closed."))
+
+    # What the environment tells
+
+    def receive(self, message: wire.Message) -> None:
+        """Take a message of the supervisor that is about this kernel."""
+        if isinstance(message, wire.Output):
+            self._output(message)
+        elif isinstance(message, wire.Call):
+            self._call(message)
+        elif isinstance(message, wire.Dropped):
+            self._drop(message)
+        elif isinstance(message, wire.ValuePart):
+            self._part(message)
+        elif isinstance(message, wire.Died):
+            self.fail(KernelDied(_death(message, self._cell is not None)))
+        elif self._wait is not None and not self._wait.done():
+            self._wait.set_result(message)
+
+    def fail(self, error: Exception) -> None:
+        """Take the kernel for lost; whoever waits for it gets the error."""
+        if self._ended is None:
+            self._ended = error
+        if self._wait is not None and not self._wait.done():
+            self._wait.set_exception(error)
+            self._wait.exception()
+        while self._parts:
+            part = self._parts.popleft()[2]
+            if not part.done():
+                part.set_exception(error)
+                part.exception()
+        if self._cell is not None:
+            for task in self._cell.calls.values():
+                task.cancel()
+
+    # Requests
+
+    def _check_alive(self) -> None:
+        if self._ended is not None:
+            raise self._ended
+
+    def _check_free(self) -> None:
+        self._check_alive()
+        if self._wait is not None:
+            raise RuntimeError("a kernel does one thing at a time")
+
+    async def _request(self, order: wire.Message, seconds: float | None) -> wire.Message:
+        """Send an order and wait for the message that ends it; TimeoutError after `seconds`."""
+        wait: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
+        self._wait = wait
+        try:
+            self._environment.send(order)
+            await asyncio.wait({wait}, timeout=seconds)
+            if not wait.done():
+                raise TimeoutError
+            return wait.result()
+        finally:
+            if self._wait is wait:
+                self._wait = None
+
+    async def _work(self, order: wire.Context | wire.Execute, seconds: float | None) -> wire.Message:
+        """Like `_request`; when cancelled or too slow, interrupt the kernel first."""
+        wait: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
+        self._wait = wait
+        try:
+            self._environment.send(order)
+            await asyncio.wait({wait}, timeout=seconds)
+            if not wait.done():
+                await self.interrupt()
+                self._check_alive()
+                raise KernelError(f"the kernel was interrupted: it had not finished after {seconds:.0f} s")
+            return wait.result()
+        except asyncio.CancelledError:
+            with anyio.CancelScope(shield=True):
+                await self.interrupt()
+            raise
+        finally:
+            self._wait = None
+
+    def _break(self, error: Exception) -> Exception:
+        self._environment.kill(error)
+        return error
+
+    # Cells
+
+    def _output(self, message: wire.Output) -> None:
+        cell = self._cell
+        if cell is None or message.cell != cell.number:
+            return
+        cell.received += len(message.data)
+        if cell.received > OUTPUT_CAP + 1024:
+            raise ProtocolError("the supervisor sent more output of a cell than it may")
+        if message.omitted:
+            self._flush(cell)
+            cell.on_output(Output(message.stream, f"\n[... {message.omitted:,} bytes of output left out ...]\n"))
+        text = cell.decoders.setdefault(message.stream, TextDecoder()).feed(message.data, message.stream in ("result", "display", "error"))
+        if text:
+            cell.on_output(Output(message.stream, text))
+
+    def _flush(self, cell: _Cell) -> None:
+        """Hand on what decoders still hold."""
+        for stream, decoder in cell.decoders.items():
+            if text := decoder.feed(b"", final=True):
+                cell.on_output(Output(stream, text))
+        cell.decoders.clear()
+
+    def _result(self, cell: _Cell, done: wire.Done) -> CellResult:
+        if done.cell != cell.number:
+            raise self._break(ProtocolError("the supervisor ended a cell that does not run"))
+        cell_seconds = time.monotonic() - cell.started
+        self._flush(cell)
+        final = None
+        if done.final is not None:
+            info = done.final
+            if info.size > VALUE_CAP:
+                raise self._break(ProtocolError("the supervisor announced a value above the cap"))
+            self._finals[info.number] = info
+            final = Final(info.number, plain(info.name), plain(info.type_name), info.size)
+        return CellResult(done.status, plain(done.error), done.omitted, cell_seconds, final, tuple(map(plain, done.notes)))
+
+    # Calls
+
+    def _call(self, message: wire.Call) -> None:
+        cell = self._cell
+        if cell is None or message.cell != cell.number or message.call in self._seen:
+            self._environment.send(messages.failed(message, "no cell is running, or this call was made before"))
+            return
+        if cell.call_bytes + len(message.data) > MESSAGE_CAP:
+            self._environment.send(messages.failed(message, "too much is being asked at once"))
+            return
+        self._seen.add(message.call)
+        cell.call_bytes += len(message.data)
+        cell.calls[message.call] = asyncio.get_running_loop().create_task(self._answer_call(cell, message))
+
+    async def _answer_call(self, cell: _Cell, message: wire.Call) -> None:
+        try:
+            reply = await _answered(self._answer, message)
+        except asyncio.CancelledError:
+            reply = messages.failed(message, "the call was cancelled")
+        cell.calls.pop(message.call, None)
+        cell.call_bytes -= len(message.data)
+        self._environment.send(reply)
+
+    def _drop(self, message: wire.Dropped) -> None:
+        task = self._cell.calls.get(message.call) if self._cell is not None else None
+        if task is not None:
+            task.cancel()
+
+    async def _end_calls(self, cell: _Cell) -> None:
+        """Cancel what is still being asked for a cell that is over, and wait for it."""
+        tasks = list(cell.calls.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
+
+    # Values
+
+    def _ask_part(self, number: int, offset: int) -> asyncio.Future[bytes]:
+        self._check_alive()
+        part: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._parts.append((number, offset, part))
+        self._environment.send(wire.GetValue(self.number, number, offset))
+        return part
+
+    def _part(self, message: wire.ValuePart) -> None:
+        if not self._parts:
+            raise ProtocolError("the supervisor sent a value that nobody asked for")
+        number, offset, part = self._parts.popleft()
+        if (message.number, message.offset) != (number, offset):
+            raise ProtocolError("the supervisor sent another piece of a value than it was asked for")
+        if not part.done():
+            part.set_result(message.data)
+
+
+async def _answered(answer: Callable[[messages.CallRequest], Awaitable[Sequence[CallOutcome]]], message: wire.Call) -> wire.Reply:
+    """Await the loop's answer; whatever goes wrong with it becomes an error in the kernel."""
+    try:
+        request = messages.call_request(message)
+    except ValueError as error:
+        return messages.failed(message, str(error))
+    try:
+        return messages.reply(message, await answer(request))
+    except Exception as error:
+        return messages.failed(message, f"the call failed on the host ({type(error).__name__})")
+
+
+def _death(message: wire.Died, in_cell: bool) -> str:
+    when = "while a cell ran" if in_cell else "between two cells"
+    if message.signal:
+        with contextlib.suppress(ValueError):
+            how = f"was killed by {signal.Signals(message.signal).name} (signal {message.signal})"
+            break_reason = " Out of memory is a common cause." if message.signal == 9 and not message.notes else ""
+            return _death_text(how, when, message.notes, break_reason)
+        return _death_text(f"was killed by signal {message.signal}", when, message.notes, "")
+    return _death_text(f"ended itself with exit status {message.exit_code}", when, message.notes, "")
+
+
+def _death_text(how: str, when: str, notes: tuple[str, ...], hint: str) -> str:
+    steps = f" ({plain('; '.join(notes))})" if notes else ""
+    return f"The kernel {how} {when}{steps}.{hint}\nEvery variable in it is lost; what was put out before is kept."
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1][:500] if lines else "no reason was given"

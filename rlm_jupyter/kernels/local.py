@@ -1,0 +1,248 @@
+"""Kernels on this machine, with the user's own rights: launch, settings, tear-down.
+
+The supervisor is a child of this process in a session of its own, with a private 0700 folder, an environment cleaned down to an
+allow-list, and a pipe on its standard input whose end is its order to end everything. It calls in on a loopback port with a
+token that it got through that pipe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import shutil
+import site
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+
+from rlm_jupyter.errors import KernelStartError, SettingsError
+from rlm_jupyter.kernels.environment import START_SECONDS, Environment
+from rlm_jupyter.kernels.guest import frames, processes
+from rlm_jupyter.kernels.transports import Listener
+from rlm_jupyter.settings import BATCH_CAP, ENVIRONMENTS, PROMPT_CAP, VALUE_CAP, did_you_mean
+
+if TYPE_CHECKING:
+    from rlm_jupyter.contexts import Payload
+
+OPEN_SECONDS = 30.0
+END_SECONDS = 3.0
+LONGEST_FOLDER = 60
+_GUEST = Path(__file__).parent / "guest" / "__main__.py"
+
+_PASSED = re.compile(
+    r"PATH|LANG|LANGUAGE|LC_[A-Z]+|TZ|VIRTUAL_ENV|CONDA_[A-Z_0-9]+|LD_LIBRARY_PATH|DYLD_[A-Z_]+|PYTHONPATH|PYTHONUTF8"
+    r"|(?:https?|ftp|no|all)_proxy|SSL_CERT_(?:FILE|DIR)|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|USER|LOGNAME|SHELL",
+    re.IGNORECASE,
+)
+_NEVER = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL|^JUPYTER|^JPY|^MODAL", re.IGNORECASE)
+
+
+def clean_environment(source: Mapping[str, str]) -> dict[str, str]:
+    """Give the variables that code in a kernel may see: how to find programs, languages, proxies and certificates."""
+    kept = {name: value for name, value in source.items() if _PASSED.fullmatch(name) and not _NEVER.search(name)}
+    # HOME is private, but packages that the user installed with `pip install --user` stay importable.
+    kept["PYTHONUSERBASE"] = site.getuserbase()
+    return kept
+
+
+def check_kernel(name: str) -> None:
+    """Refuse a kernelspec that is not installed, or is of another language than Python, with a SettingsError."""
+    _kernelspec(name)
+
+
+async def open_local(kernel: str | None = None, *, how: str = "spare") -> Environment:
+    """Start a supervisor on this machine.
+
+    Parameters
+    ----------
+    kernel
+        An installed kernelspec to run instead of this process's own Python; its kernels start cold.
+    how
+        `spare`: kernels are forked, and one is kept ahead. `forked`: none is kept ahead. `cold`: each is started anew.
+
+    Raises
+    ------
+    SettingsError
+        When the kernelspec is not installed.
+    KernelStartError
+        When the supervisor does not come up; nothing is left of it then.
+    """
+    if sys.platform == "win32":
+        raise KernelStartError("the local environment needs Linux or macOS; on Windows, use WSL")
+    cold = _cold(kernel)
+    place = LocalPlace(_run_folder())
+    listener = Listener()
+    try:
+        await listener.start()
+        environment = Environment(place)
+        place.launch(
+            {"host": "127.0.0.1", "port": listener.port, "token": listener.token, "how": "cold" if kernel else how, "cold": cold}
+        )
+        with anyio.fail_after(OPEN_SECONDS):
+            stream = await place.or_exit(listener.connection(environment.receive, environment.closed))
+            await environment.connect(stream)
+    except BaseException as error:
+        listener.close()
+        place.kill()
+        reason = place.log()
+        with anyio.CancelScope(shield=True):
+            await place.end()
+        if isinstance(error, (TimeoutError, EOFError)):
+            told = reason or f"it did not call in within {OPEN_SECONDS:.0f} s"
+            raise KernelStartError(f"the process that runs the kernels did not start: {told}") from None
+        raise
+    return environment
+
+
+class LocalPlace:
+    """The supervisor's process and folder."""
+
+    name = "local"
+    isolation = ENVIRONMENTS["local"]
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log: IO[bytes] = open(os.path.join(folder, "log"), "w+b")  # noqa: SIM115
+        self._files = 0
+
+    def launch(self, settings: dict[str, Any]) -> None:
+        """Start the supervisor and hand it its settings."""
+        caps = {"prompt": PROMPT_CAP, "batch": BATCH_CAP, "value": VALUE_CAP, "message": frames.MESSAGE_CAP - frames.HEADER_CAP}
+        settings |= {"folder": self.folder, "caps": caps, "start_seconds": START_SECONDS - 5, "host_pid": os.getpid()}
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(_GUEST), "supervisor"],
+            cwd=self.folder, env=clean_environment(os.environ), start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._log,
+        )  # fmt: skip
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(settings).encode() + b"\n")
+        self._process.stdin.flush()
+
+    async def or_exit(self, wanted: Any) -> Any:
+        """Await `wanted`, or raise EOFError when the supervisor ends first."""
+        work = asyncio.ensure_future(wanted)
+        exit_ = asyncio.ensure_future(self._exit())
+        try:
+            await asyncio.wait({work, exit_}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                return work.result()
+            raise EOFError
+        finally:
+            work.cancel()
+            exit_.cancel()
+
+    async def deliver(self, payload: Payload) -> str:
+        self._files += 1
+        name = f"context-{self._files}"
+        path = os.path.join(self.folder, name)
+        await anyio.to_thread.run_sync(_write_private, path, payload.data, abandon_on_cancel=True)
+        return name
+
+    def discard(self, path: str) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(self.folder, path))
+
+    def log(self) -> str:
+        """Give the last line of what the supervisor wrote on its standard error."""
+        with contextlib.suppress(OSError, ValueError):
+            self._log.seek(0)
+            lines = self._log.read()[-4096:].decode("utf-8", "replace").strip().splitlines()
+            return lines[-1][:500] if lines else ""
+        return ""
+
+    def kill(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            table = processes.parents()
+            processes.kill([self._process.pid, *processes.descendants([self._process.pid], table)])
+
+    async def end(self) -> None:
+        process = self._process
+        if process is not None:
+            assert process.stdin is not None
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+            with anyio.move_on_after(END_SECONDS):
+                await self._exit()
+            self.kill()
+            with anyio.move_on_after(END_SECONDS):
+                await self._exit()
+            process.poll()
+        self._log.close()
+        await anyio.to_thread.run_sync(_remove, self.folder)
+
+    async def _exit(self) -> None:
+        """Wait until the supervisor's process has ended."""
+        process = self._process
+        if process is None or process.poll() is not None:
+            return
+        if not hasattr(os, "pidfd_open"):
+            await anyio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
+            return
+        loop = asyncio.get_running_loop()
+        over = asyncio.Event()
+        fd = os.pidfd_open(process.pid)
+        loop.add_reader(fd, over.set)
+        try:
+            await over.wait()
+        finally:
+            loop.remove_reader(fd)
+            os.close(fd)
+        process.poll()
+
+
+def _run_folder() -> str:
+    """Make the run's private folder; its path must leave room for ipc sockets, which take 103 bytes at most."""
+    base = tempfile.gettempdir()
+    if len(os.fsencode(base)) > LONGEST_FOLDER and os.path.isdir("/tmp"):
+        base = "/tmp"
+    return tempfile.mkdtemp(prefix="rlm-", dir=base)
+
+
+def _write_private(path: str, data: bytes) -> None:
+    with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        file.write(data)
+
+
+def _remove(folder: str) -> None:
+    """Remove the run's folder, after killing what may still work in it."""
+    if os.path.isdir(folder):
+        processes.sweep(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _cold(kernel: str | None) -> dict[str, Any]:
+    """Give the command and the further variables of a kernel that is started cold."""
+    quiet = ["--HistoryManager.enabled=False", "--log-level=50"]
+    if kernel is None:
+        return {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", *quiet], "env": {}}
+    spec = _kernelspec(kernel)
+    argv = [part.replace("{resource_dir}", spec.resource_dir) for part in spec.argv]
+    if argv[0] in ("python", "python3", f"python3.{sys.version_info.minor}"):
+        argv[0] = sys.executable
+    if any("ipykernel" in part for part in argv):
+        argv += quiet
+    return {"argv": argv, "env": dict(spec.env)}
+
+
+def _kernelspec(name: str) -> Any:
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+    manager = KernelSpecManager()
+    try:
+        spec = manager.get_kernel_spec(name)
+    except NoSuchKernel:
+        known = manager.find_kernel_specs()
+        raise SettingsError(f"no kernel is named {name!r}{did_you_mean(name, known)}") from None
+    if spec.language.lower() != "python":
+        raise SettingsError(f"--kernel {name}: it runs {spec.language}; the code that the LM writes needs Python")
+    return spec

@@ -1,0 +1,100 @@
+"""The host's face of the wire protocol: what a call is to the loop, and reading and writing that ends in a ProtocolError.
+
+The messages themselves are in `guest.wire`, since the supervisor, which has nothing of rlm_jupyter but the guest package,
+reads and writes them with the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from rlm_jupyter.errors import ProtocolError
+from rlm_jupyter.kernels.guest import wire
+from rlm_jupyter.kernels.guest.frames import FrameError, Header
+from rlm_jupyter.settings import BATCH_CAP, PROMPT_CAP
+
+
+@dataclass(frozen=True, slots=True)
+class CallRequest:
+    """LM calls that code in a kernel makes with one request; `call` is 32 hex digits, chosen in the kernel."""
+
+    kernel: int
+    cell: int
+    call: str
+    batch: bool
+    prompts: tuple[str, ...]
+    model: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CallOutcome:
+    """What became of one prompt: exactly one of the two is set."""
+
+    text: str | None = None
+    error: str | None = None
+
+
+Answer = Callable[[CallRequest], Awaitable[Sequence[CallOutcome]]]
+"""Given by the loop; awaited once for each call id."""
+
+
+class Incoming:
+    """The supervisor's messages in their order; anything else is a ProtocolError."""
+
+    def __init__(self) -> None:
+        self._number = 0
+
+    def read(self, header: Header, body: bytes) -> wire.Message:
+        self._number += 1
+        if header.pop("n", None) != self._number:
+            raise ProtocolError(f"the supervisor's message {self._number} is missing or came twice")
+        try:
+            return wire.decode(header, body, wire.TO_HOST)
+        except wire.WireError as error:
+            raise ProtocolError(f"the supervisor sent {error}") from None
+
+
+def call_request(message: wire.Call) -> CallRequest:
+    """Read the prompts of a call; a ValueError says what is wrong with them, in words for the code that made the call."""
+    if len(message.sizes) > BATCH_CAP:
+        raise ValueError(f"a batch of {len(message.sizes):,} prompts; at most {BATCH_CAP:,}")
+    if any(size > PROMPT_CAP for size in message.sizes):
+        raise ValueError(f"a prompt above {PROMPT_CAP:,} bytes")
+    ends = list(accumulate(message.sizes))
+    pieces = (message.data[end - size : end] for end, size in zip(ends, message.sizes, strict=True))
+    try:
+        prompts = tuple(piece.decode("utf-8", "surrogatepass") for piece in pieces)
+    except UnicodeDecodeError:
+        raise ValueError("a prompt that is not UTF-8") from None
+    return CallRequest(message.kernel, message.cell, message.call, message.batch, prompts, message.model)
+
+
+def reply(message: wire.Call, outcomes: Sequence[CallOutcome]) -> wire.Reply:
+    """Write the answer to a call. Replies above the caps become errors in their places."""
+    if len(outcomes) != len(message.sizes):
+        raise ValueError(f"{len(outcomes)} outcomes for {len(message.sizes)} prompts")
+    datas: list[bytes] = []
+    errors: list[int] = []
+    room = MESSAGE_ROOM
+    for place, outcome in enumerate(outcomes):
+        data = (outcome.text if outcome.error is None else outcome.error or "no reason given") or ""
+        encoded = data.encode("utf-8", "surrogatepass")
+        if len(encoded) > min(PROMPT_CAP, room):
+            encoded, outcome = b"the reply is too large", CallOutcome(error="the reply is too large")
+        room -= len(encoded)
+        if outcome.error is not None:
+            errors.append(place)
+        datas.append(encoded)
+    return wire.Reply(message.kernel, message.call, tuple(map(len, datas)), tuple(errors), b"".join(datas))
+
+
+def failed(message: wire.Call, error: str) -> wire.Reply:
+    """Answer every prompt of a call with the same error."""
+    return reply(message, [CallOutcome(error=error)] * len(message.sizes))
+
+
+MESSAGE_ROOM = 500 * 1024 * 1024
+
+__all__ = ["Answer", "CallOutcome", "CallRequest", "FrameError", "Incoming", "call_request", "failed", "reply"]
