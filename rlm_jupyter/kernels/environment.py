@@ -69,6 +69,11 @@ class Environment:
         self._watch: asyncio.TimerHandle | None = None
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
+    @property
+    def alive(self) -> bool:
+        """Whether kernels can still be started here."""
+        return self._ended is None
+
     async def connect(self, stream: FramedStream) -> None:
         """Take over a stream whose supervisor is about to say Ready; called once, by the launcher."""
         self._stream = stream

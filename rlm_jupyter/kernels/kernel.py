@@ -193,7 +193,9 @@ class Kernel:
             self._environment.send(wire.Interrupt(self.number))
             await asyncio.wait({wait}, timeout=LADDER_SECONDS)
             if not wait.done():
-                self._environment.kill(KernelDied("The kernel and its supervisor did not answer and were killed; its variables are lost."))
+                self._environment.kill(
+                    KernelDied("The kernel and its supervisor did not answer and were killed; its variables are lost.")
+                )
         return self.alive
 
     async def value(self, final: Final) -> Value:
@@ -322,7 +324,9 @@ class Kernel:
         if message.omitted:
             self._flush(cell)
             cell.on_output(Output(message.stream, f"\n[... {message.omitted:,} bytes of output left out ...]\n"))
-        text = cell.decoders.setdefault(message.stream, TextDecoder()).feed(message.data, message.stream in ("result", "display", "error"))
+        text = cell.decoders.setdefault(message.stream, TextDecoder()).feed(
+            message.data, message.stream in ("result", "display", "error")
+        )
         if text:
             cell.on_output(Output(message.stream, text))
 
@@ -403,7 +407,9 @@ class Kernel:
             part.set_result(message.data)
 
 
-async def _answered(answer: Callable[[messages.CallRequest], Awaitable[Sequence[CallOutcome]]], message: wire.Call) -> wire.Reply:
+async def _answered(
+    answer: Callable[[messages.CallRequest], Awaitable[Sequence[CallOutcome]]], message: wire.Call
+) -> wire.Reply:
     """Await the loop's answer; whatever goes wrong with it becomes an error in the kernel."""
     try:
         request = messages.call_request(message)

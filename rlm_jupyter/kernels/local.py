@@ -85,7 +85,13 @@ async def open_local(kernel: str | None = None, *, how: str = "spare") -> Enviro
         await listener.start()
         environment = Environment(place)
         place.launch(
-            {"host": "127.0.0.1", "port": listener.port, "token": listener.token, "how": "cold" if kernel else how, "cold": cold}
+            {
+                "host": "127.0.0.1",
+                "port": listener.port,
+                "token": listener.token,
+                "how": "cold" if kernel else how,
+                "cold": cold,
+            }
         )
         with anyio.fail_after(OPEN_SECONDS):
             stream = await place.or_exit(listener.connection(environment.receive, environment.closed))

@@ -19,7 +19,9 @@ def load() -> None:
     folder = os.path.dirname(os.path.abspath(__file__))
     if sys.path and sys.path[0] == folder:
         del sys.path[0]
-    spec = importlib.util.spec_from_file_location(NAME, os.path.join(folder, "__init__.py"), submodule_search_locations=[folder])
+    spec = importlib.util.spec_from_file_location(
+        NAME, os.path.join(folder, "__init__.py"), submodule_search_locations=[folder]
+    )
     if spec is None or spec.loader is None:
         raise ImportError(f"no package in {folder}")
     module = importlib.util.module_from_spec(spec)

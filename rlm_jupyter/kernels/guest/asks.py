@@ -6,6 +6,7 @@ any effect. After it each connection has one request under way at most, and each
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import os
 import socket
@@ -128,10 +129,8 @@ class AskListener:
         self._sock.close()
         for connection in list(self._connections):
             connection.close()
-        try:
+        with contextlib.suppress(OSError):
             os.unlink(self._path)
-        except OSError:
-            pass
 
     def _accept(self) -> None:
         while True:

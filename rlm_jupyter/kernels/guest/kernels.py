@@ -18,11 +18,7 @@ import signal
 import stat
 import threading
 import time
-from collections.abc import Callable
 from typing import Any, Protocol
-
-import zmq
-from jupyter_client.session import Session
 
 from . import processes, wire
 from .asks import AskConnection, AskListener
@@ -30,6 +26,7 @@ from .frames import Header
 from .launch import Forker, Place, output_pipe, start_cold
 from .loop import Loop
 from .output import HALF, Keeper
+from .shell import ShellChannel
 
 FLUSH_SECONDS = 0.02
 SECOND_SIGINT = 1.0
@@ -97,8 +94,7 @@ class GuestKernel:
         caps = hub.settings["caps"]
         self._listener = AskListener(hub.loop, path, token, caps["message"] + (1 << 22), self._ask, self._hung_up)
         self._settings = {**caps, "address": path, "token": token, "finals": self.place.path("final"), "output": HALF}
-        self._session = Session(key=self.place.key.encode(), session=secrets.token_hex(16), username="rlm")
-        self._dealer: Any = None
+        self._shell: ShellChannel | None = None
         self._deadline = hub.loop.later(hub.settings["start_seconds"], self._start_too_slow)
         self._launch()
 
@@ -112,7 +108,6 @@ class GuestKernel:
             else:
                 cold = self.hub.settings["cold"]
                 self.pid = start_cold(cold["argv"], self.place, cold["env"], stdout, stderr)
-                self._connect()
                 self._install = self._request("execute_request", _execute(self._install_code(), silent=True))
         except (OSError, ValueError) as error:
             self.failure = f"{type(error).__name__}: {error}"
@@ -136,20 +131,12 @@ class GuestKernel:
             f"{module}.install(get_ipython(), {self._settings!r})\nNone"
         )
 
-    def _connect(self) -> None:
-        if self._dealer is not None:
-            return
-        self._dealer = self.hub.context.socket(zmq.DEALER)
-        self._dealer.linger = 0
-        self._dealer.reconnect_ivl = 2
-        self._dealer.reconnect_ivl_max = 20
-        self._dealer.sndhwm = self._dealer.rcvhwm = 0
-        self._dealer.connect(f"ipc://{self.place.sockets}-1")
-        self.hub.loop.watch_socket(self._dealer, self._shell)
-
     def _request(self, kind: str, content: dict[str, Any]) -> str:
-        message = self._session.send(self._dealer, kind, content)
-        return str(message["header"]["msg_id"]) if message else ""
+        """Send a request on the shell channel; the first one connects it."""
+        if self._shell is None:
+            address = f"ipc://{self.place.sockets}-1"
+            self._shell = ShellChannel(self.hub.loop, self.hub.context, address, self.place.key, self._replied)
+        return self._shell.request(kind, content)
 
     # The host's orders
 
@@ -268,9 +255,8 @@ class GuestKernel:
     def _tear_down(self) -> None:
         self._calls.clear()
         self._listener.close()
-        if self._dealer is not None:
-            self.hub.loop.unwatch_socket(self._dealer)
-            self._dealer.close()
+        if self._shell is not None:
+            self._shell.close()
         for fd in [*self._pipes.values(), *(fd for _, fd in self._finals.values())]:
             self.hub.loop.unwatch(fd)
             os.close(fd)
@@ -283,23 +269,10 @@ class GuestKernel:
 
     # What its sockets say
 
-    def _shell(self) -> None:
-        while not self.dead:
-            try:
-                parts = self._dealer.recv_multipart(zmq.NOBLOCK)
-            except zmq.ZMQError:
-                return
-            try:
-                _, parts = self._session.feed_identities(parts)
-                message = self._session.deserialize(parts)
-                parent, content = message["parent_header"].get("msg_id"), message["content"]
-            except Exception:
-                continue  # whatever it is, it is no reply
-            if isinstance(content, dict):
-                self._replied(parent, content)
-
-    def _replied(self, request: object, content: dict[str, Any]) -> None:
+    def _replied(self, request: str, content: dict[str, Any]) -> None:
         work = self._work
+        if self.dead:
+            return
         if not self.ready and request == self._install and content.get("status") == "error":
             self.failure = f"the REPL could not be set up in it: {content.get('ename')}: {content.get('evalue')}"[:2000]
             self.kill("")
@@ -435,7 +408,6 @@ class GuestKernel:
         self.ready = True
         self.python = str(header.get("python"))[:40]
         self._deadline.cancel()
-        self._connect()
         for stream in self._pipes:
             self._drain(stream)
         connection.answer({})
@@ -515,5 +487,3 @@ def _execute(code: str, silent: bool = False) -> dict[str, Any]:
         "code": code, "silent": silent, "store_history": not silent, "user_expressions": {}, "allow_stdin": False,
         "stop_on_error": False,
     }  # fmt: skip
-
-

@@ -98,7 +98,7 @@ class Forker:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
         process = subprocess.Popen(
-            [sys.executable, script, "parent", str(os.getpid())], stdin=theirs, stdout=subprocess.DEVNULL, stderr=None
+            [sys.executable, script, "parent", str(os.getpid())], stdin=theirs.fileno(), stdout=subprocess.DEVNULL
         )
         process.returncode = 0  # reaped by the supervisor's one reaper
         theirs.close()

@@ -6,6 +6,7 @@ so a thousand blocked callers cost nothing per turn.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import selectors
@@ -38,7 +39,7 @@ class Loop:
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
         self._poller = zmq.Poller()
-        self._poller.register(self._selector.fileno(), zmq.POLLIN)  # type: ignore[attr-defined]
+        self._poller.register(self._selector.fileno(), zmq.POLLIN)
         self._sockets: dict[Any, Callback] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
@@ -52,10 +53,8 @@ class Loop:
             self._selector.register(fd, events, callback)
 
     def unwatch(self, fd: int) -> None:
-        try:
+        with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(fd)
-        except (KeyError, ValueError):
-            pass
 
     def watch_socket(self, socket: Any, callback: Callback) -> None:
         self._sockets[socket] = callback
@@ -76,7 +75,7 @@ class Loop:
     def run(self) -> None:
         while self._running:
             ready = dict(self._poller.poll(self._patience()))
-            if self._selector.fileno() in ready:  # type: ignore[attr-defined]
+            if self._selector.fileno() in ready:
                 for key, _ in self._selector.select(0):
                     if self._selector.get_map().get(key.fd) is key:
                         key.data()

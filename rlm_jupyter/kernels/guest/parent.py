@@ -26,13 +26,13 @@ from . import processes
 from .repl import MODULE
 
 _WARM = (
-    "IPython.core.interactiveshell", "IPython.core.magics", "IPython.core.completer", "IPython.core.historyapp",
-    "IPython.core.pylabtools", "IPython.core.profileapp", "IPython.extensions", "ipykernel.kernelapp", "ipykernel.ipkernel",
-    "ipykernel.zmqshell", "ipykernel.datapub", "ipykernel.parentpoller", "ipykernel.subshell_manager", "ipykernel.comm.manager",
-    "jupyter_client.session", "jupyter_client.localinterfaces", "jupyter_client.kernelspec", "zmq.eventloop.zmqstream",
-    "zmq.asyncio", "tornado.platform.asyncio", "matplotlib_inline.config", "stack_data", "executing", "pygments.lexers.python",
-    "pygments.formatters.terminal256", "pygments.styles.default", "asyncio", "json.encoder", "uuid", "socket", "sqlite3",
-    "multiprocessing.process", "concurrent.futures.thread", "hmac", "mmap", "pickle", "difflib", "faulthandler", "pdb",
+    "IPython.core.interactiveshell", "IPython.core.magics", "IPython.core.completer", "IPython.core.completerlib",
+    "IPython.core.debugger", "IPython.core.historyapp", "IPython.core.logger", "IPython.core.oinspect",
+    "IPython.core.profileapp", "IPython.core.pylabtools", "IPython.extensions.storemagic", "IPython.utils.wildcard",
+    "ipykernel.kernelapp", "ipykernel.parentpoller", "ipykernel.subshell_manager", "ipykernel.comm.manager",
+    "jupyter_client.session", "jupyter_client.localinterfaces", "zmq.eventloop.zmqstream", "tornado.platform.asyncio",
+    "stack_data", "pygments.lexers.python", "pygments.formatters.terminal256", "pygments.styles.default",
+    "multiprocessing.process", "concurrent.futures.thread", "pdb", "pexpect", "unicodedata", "faulthandler",
 )  # fmt: skip
 
 
@@ -148,7 +148,7 @@ def _tidy(order: dict[str, Any], fds: list[int], parent: int) -> None:
     process = sys.modules.get("multiprocessing.process")
     if process is not None:
         process.ORIGINAL_DIR = order["work"]  # type: ignore[attr-defined]
-        process.current_process().authkey = os.urandom(32)  # type: ignore[attr-defined]
+        process.current_process().authkey = os.urandom(32)
     tempfile = sys.modules.get("tempfile")
     if tempfile is not None:
         tempfile.tempdir = None  # type: ignore[attr-defined]
@@ -165,7 +165,7 @@ def _run_kernel(order: dict[str, Any]) -> None:
     config.IPKernelApp.outstream_class = None
     config.IPKernelApp.connection_file = order["connection_file"]
     config.InteractiveShell.colors = "NoColor"
-    app = IPKernelApp.instance(config=config)
+    app: Any = IPKernelApp.instance(config=config)
     app.initialize([])
     sys.modules[MODULE].install(app.shell, order["settings"])
     app.start()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
 import difflib
 import hashlib
 import hmac
@@ -195,10 +196,8 @@ class Repl:
     def after_cell(self, result: object = None) -> None:
         self._mend_streams()
         for stream in (sys.stdout, sys.stderr):
-            try:
+            with contextlib.suppress(OSError, ValueError):
                 stream.flush()
-            except (OSError, ValueError):
-                pass
 
     def _mend_streams(self) -> None:
         """Put back streams and descriptors that a cell closed or pointed elsewhere."""
@@ -467,7 +466,7 @@ def _outlet_class() -> Any:
     """Give a jupyter_client Session that sends nothing: what displays publish is handed to a function instead."""
     from jupyter_client.session import Session
 
-    class Outlet(Session):  # type: ignore[misc]
+    class Outlet(Session):
         def __init__(self, show: Any) -> None:
             super().__init__()
             self._show = show
@@ -484,6 +483,7 @@ def _outlet_class() -> Any:
 def install(ip: Any, settings: dict[str, Any]) -> Repl:
     """Put the helpers into a kernel."""
     repl = Repl(ip, settings)
-    sys.modules[MODULE].load = repl.load  # type: ignore[attr-defined]
+    module: Any = sys.modules[MODULE]
+    module.load = repl.load
     repl.install()
     return repl
