@@ -85,7 +85,7 @@ def teaser(iteration: Iteration, cap: int = 110) -> str:
     for piece in pieces(iteration):
         for line in piece.text.split("\n"):
             if words.one_line(line.strip(" \t#*>-_=`"), cap):
-                return words.one_line(line.strip(" \t#*>"), cap)
+                return words.one_line(line.lstrip(" \t#>").strip("*"), cap)
     for cell in iteration.cells:
         for line in cell.code.split("\n"):
             if line.strip(" #"):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from rlm_jupyter.errors import SettingsError
 from rlm_jupyter.events import Event
 from rlm_jupyter.trace import Trace
 
@@ -42,9 +41,9 @@ class NoView:
 
 
 def choose_view(name: str = "auto") -> str:
-    """Give html, text or none for `name`; a SettingsError names the choices."""
+    """Give html, text or none for `name`; a ValueError names the choices."""
     if name not in VIEWS:
-        raise SettingsError(f"--view {name}: no such view; choose one of {', '.join(VIEWS)}")
+        raise ValueError(f"--view {name}: no such view; choose one of {', '.join(VIEWS)}")
     if name != "auto":
         return name
     return "html" if _in_notebook() else "text"

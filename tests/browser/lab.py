@@ -64,9 +64,8 @@ class Lab:
 
     def save(self, name: str, cells: list[Any], trusted: bool) -> Path:
         """Write a notebook with outputs to the server's folder, signed with the server's key if it is to be trusted."""
-        book = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL})  # type: ignore[no-untyped-call]
         path = self.folder / name
-        path.write_text(nbformat.writes(book), encoding="utf-8")  # type: ignore[no-untyped-call]
+        path.write_text(notebook(cells), encoding="utf-8")
         if trusted:
             subprocess.run(
                 [sys.executable, "-m", "jupyter", "trust", name], cwd=self.folder, env=self.environment, check=True, timeout=60
@@ -74,10 +73,17 @@ class Lab:
         return path
 
 
-def output_cell(bundle: dict[str, str], source: str = "%%rlm") -> Any:
-    """Give a code cell that holds `bundle` as its displayed output, as a notebook saves it."""
-    output = nbformat.v4.new_output("display_data", data=bundle)  # type: ignore[no-untyped-call]
-    return nbformat.v4.new_code_cell(source, outputs=[output], execution_count=1)  # type: ignore[no-untyped-call]
+def output_cell(*bundles: dict[str, str], source: str = "%%rlm") -> Any:
+    """Give a code cell that holds `bundles` as its displayed outputs, as a notebook saves them."""
+    outputs = [nbformat.v4.new_output("display_data", data=data) for data in bundles]  # type: ignore[no-untyped-call]
+    return nbformat.v4.new_code_cell(source, outputs=outputs, execution_count=1)  # type: ignore[no-untyped-call]
+
+
+def notebook(cells: list[Any]) -> str:
+    """Give the text of a notebook, as it is saved."""
+    book = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL})  # type: ignore[no-untyped-call]
+    text: str = nbformat.writes(book)  # type: ignore[no-untyped-call]
+    return text
 
 
 def private_environment(base: Path) -> dict[str, str]:

@@ -1,0 +1,151 @@
+"""Texts that want to be more than text, and what must not be left of them on a page or a terminal."""
+
+from __future__ import annotations
+
+import html.parser
+import re
+import unicodedata
+
+from rlm_jupyter import events
+from rlm_jupyter.events import Event, Usage
+from tests.runs import DIGEST
+
+PWN = "window.__pwned=1"
+PAYLOADS: dict[str, str] = {
+    "script": f"<script>{PWN}</script>",
+    "image": f"<img src=x onerror={PWN}>",
+    "svg": f"<svg/onload={PWN}>",
+    "details": f"<details open ontoggle={PWN}><summary>s</summary></details>",
+    "iframe": f'<iframe srcdoc="<script>parent.{PWN}</script>"></iframe>',
+    "link": f'<a href="javascript:{PWN}">x</a>',
+    "closes pre": f"</pre></dd></dl></details></div></bdi></span><script>{PWN}</script>",
+    "closes style": f'";--><style>@import "http://pwned.invalid/a.css";</style><script>{PWN}</script>',
+    "comment": f"<!--><img src=x onerror={PWN}>-->",
+    "cdata": f"<![CDATA[<script>{PWN}</script>]]>",
+    "entity": f"&lt;script&gt;{PWN}&lt;/script&gt; &#60;img src=x onerror={PWN}&#62; &amp; &nbsp",
+    "markdown image": "![x](http://pwned.invalid/a.png)",
+    "markdown link": f"[x](javascript:{PWN}) <javascript:{PWN}> [x]: http://pwned.invalid",
+    "mathematics": f"$\\href{{javascript:{PWN}}}{{x}}$ \\(\\href{{javascript:{PWN}}}{{x}}\\) $$x$$ \\[y\\]",
+    "environment": f"\\begin{{equation}}\\href{{javascript:{PWN}}}{{x}}\\end{{equation}}",
+    "template": "{{constructor.constructor('window.__pwned=1')()}} ${window.__pwned=1} {% raw %} %s %(x)s {0}",
+    "rich markup": "[bold red]x[/bold red] [link=http://pwned.invalid]x[/link] [/] :smile:",
+    "ansi": "\x1b[31mr\x1b[0m \x1b]0;title\x07 \x1b]8;;http://pwned.invalid\x1b\\link\x1b]8;;\x1b\\ \x9b2J \x1b[2J\x1b[H\x1bc",
+    "controls": "".join(map(chr, range(32))) + "\x7f" + "".join(map(chr, range(0x80, 0xA0))),
+    "bidi": "abc\u202egnp.exe\u202c \u2066x\u2069 \u200fy\u200e \u061c",
+    "zero width": "pay\u200bpal \u2060x\ufeff \u00ad a\u200db a\u200cb \U000e0041\U000e0042 \u2028new\u2029line",
+    "surrogate": "\ud800 \udfff \udc80",
+    "nul": "a\x00b",
+    "fences": "```repl\nnever closed <script>window.__pwned=1</script>\n~~~\n````",
+    "carriage": "first\rsecond\r\nthird",
+    "long line": "x" * 20_000,
+    "long lines": "<y>\n" * 20_000,
+    "quotes": "\"'`\\\" onmouseover=window.__pwned=1 x='",
+    "empty": "",
+    "blank": " \n\t\n ",
+    "wide": "漢字" * 300 + "👩‍🚀 हिन्दी می‌خواهم " + "e" + "\u0301" * 50,
+}
+EVERYTHING = "\n".join(text for name, text in PAYLOADS.items() if not name.startswith("long"))
+
+
+STREAMS = ("stdout", "stderr", "result", "display", "error")
+
+
+def run_of(text: str) -> list[Event]:
+    """Give a run in which every field of every event that is a text is `text`."""
+    usage = Usage(1, 1)
+    stream: list[Event] = [
+        events.RunStarted(
+            run=text, question=text, settings={"model": text, "sub_model": text, "environment": text, text: text},
+            context_type=text, context_size=5, context_digest=DIGEST, context_description=text, isolation=text,
+        ),
+        events.KernelStarted(kernel=1, how=text, seconds=0.1),
+        events.CellStarted(iteration=0, cell=1, code=text),
+        events.CellEnded(cell=1, status=text, error=text, omitted=7, seconds=0.1),
+        events.IterationStarted(iteration=1, of=2),
+        events.ReplyPart(iteration=1, text=text),
+        events.ReplyRestarted(iteration=1),
+        events.ReplyPart(iteration=1, text=text),
+        events.RequestRetried(call="", attempt=1, error=text, wait=0.5),
+        events.ReplyEnded(
+            iteration=1, text=f"{text}\n```repl\n{text}\n```\n{text}\n```python\nnever ran\n{text}\n```\n", finish_reason=text,
+            usage=usage, cost=0.1, attempts=1, seconds=1.0,
+        ),
+        events.CellStarted(iteration=1, cell=2, code=text),
+        *(events.CellOutput(cell=2, stream=stream, text=text) for stream in STREAMS),
+        events.CellOutput(cell=2, stream=text, text=text),
+        events.CallStarted(call=text + "1", batch="", cell=2, model=text, prompt=text),
+        *(events.CallStarted(call=f"{text}{n}", batch=text + "b", cell=2, model=f"{text}{n}", prompt=text) for n in (2, 3, 4)),
+        events.CallEnded(call=text + "1", cell=2, reply=text, error="", usage=usage, cost=None, attempts=1, seconds=1.0),
+        events.CallEnded(call=text + "2", cell=2, reply=text, error=text, usage=usage, cost=0.1, attempts=3, seconds=1.0),
+        events.CallEnded(call=text + "3", cell=2, reply=text, error="", usage=usage, cost=0.1, attempts=1, seconds=1.0),
+        events.CellEnded(cell=2, status="error", error=text, omitted=0, seconds=0.1),
+        events.Notice(text=text),
+        events.IterationStarted(iteration=2, of=2),
+        events.ReplyEnded(iteration=2, text=text, finish_reason=text, usage=usage, cost=None, attempts=1, seconds=1.0),
+        events.RunEnded(
+            status="limit", limit=text, answer=text, answer_type=text, error=text, calls=6, usage=usage, cost=0.4, seconds=9.0,
+        ),
+    ]  # fmt: skip
+    return stream
+
+
+TAGS = {"div", "span", "b", "bdi", "pre", "details", "summary", "dl", "dt", "dd", "progress"}
+ATTRIBUTES = {
+    "style": re.compile(r"[-a-z0-9#%().,:; ]*"),
+    "class": re.compile("mathjax_ignore tex2jax_ignore"),
+    "dir": re.compile("auto"),
+    "open": re.compile(""),
+    "value": re.compile(r"\d+"),
+    "max": re.compile(r"\d+"),
+}
+
+
+class Page(html.parser.HTMLParser):
+    """Reads a page as a browser would, refusing every tag and attribute that our pages do not need."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.pieces: list[str] = []
+        self.details = 0
+        self._open: list[str] = []
+        self.feed(source)
+        self.close()
+        assert self._open == [], f"left open: {self._open}"
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in TAGS, f"<{tag}> is not a tag of ours"
+        for name, value in attrs:
+            assert name in ATTRIBUTES, f"{name}={value!r} is not an attribute of ours"
+            assert ATTRIBUTES[name].fullmatch(value or ""), f"{name}={value!r}"
+            assert "url" not in (value or "")
+        self.details += tag == "details"
+        self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.pieces.append(data)
+
+    def handle_comment(self, data: str) -> None:
+        raise AssertionError(f"a comment: {data!r}")
+
+    def handle_decl(self, decl: str) -> None:
+        raise AssertionError(f"a declaration: {decl!r}")
+
+    def handle_pi(self, data: str) -> None:
+        raise AssertionError(f"a processing instruction: {data!r}")
+
+    def unknown_decl(self, data: str) -> None:
+        raise AssertionError(f"a declaration: {data!r}")
+
+
+def unseen(text: str) -> set[str]:
+    """Give the characters of `text` that hide, move or reorder others; joiners count only between Latin letters."""
+    found = {char for char in text if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") and char not in "\n\t"}
+    joined = set(re.findall("(?<=[^\x00-\u02ff])[\u200c\u200d](?=[^\x00-\u02ff])", text))
+    return found - joined

@@ -1,0 +1,178 @@
+"""The trace: events folded into a tree as they come, its file, and reading it back."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rlm_jupyter import events
+from rlm_jupyter.events import Usage
+from rlm_jupyter.trace import Trace, TraceFile, purge, trace_folder
+from tests.payloads import EVERYTHING, run_of
+from tests.runs import ANSWER, Script, fenced, long_run, short_run
+
+
+def stored(stream: list[events.Event]) -> list[events.Event]:
+    return [event for event in stream if not isinstance(event, events.LIVE_ONLY)]
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [short_run().end(answer=ANSWER).events, long_run().events, run_of(EVERYTHING), Script().events],
+    ids=["short", "long", "hostile", "begun"],
+)
+def test_a_trace_comes_back_from_its_text_as_it_was(stream: list[events.Event]) -> None:
+    trace = Trace.from_events(stream)
+    back = Trace.from_jsonl(trace.to_jsonl())
+    assert back.to_dict() == trace.to_dict()
+    assert back.events == stored(stream) == trace.events
+    assert back.to_jsonl() == trace.to_jsonl()
+    json.dumps(trace.to_dict())
+
+
+def test_the_tree_holds_what_happened() -> None:
+    trace = Trace.from_events(short_run(number=256, failed=2, running=3).events)
+    assert trace.status == "running"
+    assert [iteration.iteration for iteration in trace.iterations] == [1, 2, 3, 4, 5]
+    assert [iteration.state for iteration in trace.iterations] == ["ended"] * 4 + ["running"]
+    assert [[cell.status for cell in iteration.cells] for iteration in trace.iterations] == [
+        ["ok"],
+        ["error"],
+        ["ok"],
+        ["ok"],
+        ["ok"],
+    ]
+    calls = trace.iterations[3].cells[0].calls
+    assert calls == trace.calls
+    assert [sum(call.state == state for call in calls) for state in ("ok", "running", "failed")] == [251, 3, 2]
+    assert len({call.batch for call in calls}) == 1
+    failed = next(call for call in calls if call.state == "failed")
+    assert (failed.reply, failed.attempts) == ("", 5)
+    assert failed.error.startswith("LMUnavailable")
+
+
+def test_sums_grow_with_each_reply_and_the_hosts_ledger_has_the_last_word() -> None:
+    script = Script().ask(fenced("Ask.", "go()"), usage=Usage(100, 10, 50), cost=0.5).run("go()").call(1).call(2, ends="failed")
+    trace = Trace.from_events(script.done().events)
+    assert trace.usage == Usage(912, 74, 50)
+    assert trace.cost == pytest.approx(0.5003)
+    assert trace.requests == 1 + 1 + 5
+    trace.add(events.RunEnded(status="answered", limit="", answer="x", answer_type="str", error="", calls=9,
+                              usage=Usage(1, 2, 3, True), cost=0.75, seconds=4.5))  # fmt: skip
+    assert (trace.usage, trace.cost, trace.requests, trace.seconds) == (Usage(1, 2, 3, True), 0.75, 9, 4.5)
+    assert (trace.status, trace.answer, trace.iterations[-1].state) == ("answered", "x", "ended")
+
+
+def test_a_run_without_a_known_price_has_no_cost() -> None:
+    assert Trace.from_events(Script().ask("x", cost=None).events).cost is None
+
+
+def test_pieces_of_one_stream_are_joined_and_streams_are_kept_apart() -> None:
+    script = Script().ask(fenced("Go.", "go()")).run("go()", ("stdout", "a"), ("stdout", "b"), ("stderr", "c"), ("stdout", "d"),
+                                                     ("result", "1"), ("result", "2"))  # fmt: skip
+    outputs = Trace.from_events(script.events).iterations[0].cells[0].outputs
+    assert [(output.stream, output.text) for output in outputs] == [
+        ("stdout", "ab"), ("stderr", "c"), ("stdout", "d"), ("result", "1"), ("result", "2"),
+    ]  # fmt: skip
+
+
+def test_a_reply_is_seen_as_it_streams_in_and_begins_again_after_a_retry() -> None:
+    script = Script().add(events.IterationStarted, iteration=1, of=3)
+    script.add(events.ReplyPart, iteration=1, text="Hel").add(events.ReplyPart, iteration=1, text="lo")
+    trace = Trace.from_events(script.events)
+    assert trace.iterations[0].reply == "Hello"
+    trace.add(events.ReplyRestarted(iteration=1))
+    assert (trace.iterations[0].reply, trace.iterations[0].state) == ("", "asking")
+    trace.add(events.RequestRetried(call="", attempt=1, error="503", wait=1.0))
+    assert trace.retries == 1
+    assert not any(isinstance(event, events.LIVE_ONLY) for event in trace.events)
+
+
+def test_set_up_code_is_iteration_0() -> None:
+    script = Script().run("import numpy").done().ask(fenced("Go.", "1")).run("1").done()
+    trace = Trace.from_events(script.events)
+    assert [(iteration.iteration, iteration.cells[0].code) for iteration in trace.iterations] == [(0, "import numpy"), (1, "1")]
+
+
+def test_a_file_whose_writer_was_killed_is_read_up_to_its_last_whole_line() -> None:
+    text = Trace.from_events(short_run().events).to_jsonl()
+    whole = text.count("\n")
+    for cut in (1, 10, 40):
+        assert len(Trace.from_jsonl(text[:-cut]).events) == (whole if cut == 1 else whole - 1)
+
+
+def test_a_line_that_is_no_event_is_refused_by_its_number() -> None:
+    lines = Trace.from_events(short_run().events).to_jsonl().split("\n")
+    lines[3] = lines[3][:-5]
+    with pytest.raises(ValueError, match="line 4 of the trace is not JSON"):
+        Trace.from_jsonl("\n".join(lines))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    before = os.umask(0)
+    try:
+        yield trace_folder(tmp_path / "a" / "traces")
+    finally:
+        os.umask(before)
+
+
+def test_the_folder_and_the_file_are_their_owners_alone(folder: Path) -> None:
+    file = TraceFile(folder, "run")
+    file.close()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
+    folder.chmod(0o755)
+    assert stat.S_IMODE(trace_folder(folder).stat().st_mode) == 0o700
+
+
+def test_the_folder_is_the_one_that_the_environment_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLM_JUPYTER_TRACES", str(tmp_path / "named"))
+    assert trace_folder() == tmp_path / "named"
+
+
+def test_a_file_holds_the_run_without_what_is_live_only(folder: Path) -> None:
+    stream = short_run().end(answer=ANSWER).events
+    file = TraceFile(folder, "run")
+    for event in stream:
+        file.write(event)
+    file.close()
+    file.write(events.Notice(text="after the end"))
+    assert Trace.from_jsonl(file.path.read_text(encoding="utf-8")).events == stored(stream)
+
+
+def test_a_full_file_says_so_once_and_still_has_the_end(folder: Path) -> None:
+    file = TraceFile(folder, "run", cap=20_000)
+    for event in short_run().end(answer=ANSWER).events:
+        file.write(event)
+    file.close()
+    assert file.path.stat().st_size < 23_000
+    trace = Trace.from_jsonl(file.path.read_text(encoding="utf-8"))
+    assert trace.notices == ["the trace file is full: what follows is not in it"]
+    assert (trace.status, trace.answer) == ("answered", ANSWER)
+
+
+def test_a_file_is_not_written_through_a_link(folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("untouched")
+    (folder / "run.jsonl").symlink_to(target)
+    with pytest.raises(OSError, match=r"run\.jsonl"):
+        TraceFile(folder, "run")
+    assert target.read_text() == "untouched"
+
+
+def test_purging_deletes_the_oldest_first_and_nothing_else(folder: Path) -> None:
+    for age in range(5):
+        path = folder / f"{age}.jsonl"
+        path.write_text("x" * 100)
+        os.utime(path, (1_000 - age, 1_000 - age))
+    (folder / "notes.txt").write_text("mine")
+    assert purge(folder, keep_bytes=250) == 3
+    assert sorted(path.name for path in folder.iterdir()) == ["0.jsonl", "1.jsonl", "notes.txt"]
+    assert purge(folder) == 2
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
