@@ -150,7 +150,7 @@ class RLMMagics(Magics):
             settings = self._settings(options)
             prompt, question = self._task(options, cell)
             self._check_out(options.out)
-            run = self._start(settings, prompt, question)
+            run = self._start(settings, prompt, question, name=options.context[0] if options.context else "context")
         except SettingsError as error:
             raise UsageError(str(error)) from None
         result = self._watch(run, options.view or self.view, options.out)
@@ -243,11 +243,11 @@ class RLMMagics(Magics):
         if name is not None:
             check_variable_name(name, {*self.shell.user_ns_hidden, *dir(builtins)})
 
-    def _start(self, settings: RunSettings, prompt: Any, question: str | None) -> Run:
+    def _start(self, settings: RunSettings, prompt: Any, question: str | None, name: str) -> Run:
         from rlm_jupyter.run import check, start
 
         check(settings)
-        run = start(settings, prompt, question, self._engine)
+        run = start(settings, prompt, question, self._engine, name=name)
         self.runs[run.id] = run
         return run
 

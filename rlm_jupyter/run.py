@@ -177,7 +177,7 @@ class Run:
                 question=events.clip(self._task.question or ""),
                 settings=settings.to_dict(),
                 context_type=context.type_name,
-                context_size=context.size,
+                context_size=len(context.payload.data),
                 context_digest=context.payload.digest,
                 context_description=context.description,
                 isolation=ENVIRONMENTS[settings.environment],
@@ -336,8 +336,16 @@ def check(settings: RunSettings, *, api_key: str | None = None) -> None:
     providers.check_models(settings, api_key=api_key)
 
 
-def start(settings: RunSettings, prompt: Any, question: str | None, engine: Engine, *, api_key: str | None = None) -> Run:
-    """Start a run with checked settings."""
+def start(
+    settings: RunSettings,
+    prompt: Any,
+    question: str | None,
+    engine: Engine,
+    *,
+    name: str = "context",
+    api_key: str | None = None,
+) -> Run:
+    """Start a run with checked settings; `name` is what the user calls the context, for messages."""
     if question is not None and not question.strip():
         raise SettingsError("the question is empty")
-    return Run(settings, Task(prepare(prompt), question), engine, api_key=api_key)
+    return Run(settings, Task(prepare(prompt, name), question), engine, api_key=api_key)

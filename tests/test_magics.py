@@ -36,7 +36,7 @@ BAD = [
     ("%%rlm --model demo --context nothing_like_it\nWho?", "no variable is named nothing_like_it"),
     ("%%rlm --model demo --context ./none.txt\nWho?", "no such file"),
     ("%%rlm --model demo --context docs --context report\nWho?", "one --context for now"),
-    ("%%rlm --model demo --context docs\n", "the cell is empty"),
+    ("%%rlm --model demo --context docs\n", "cell body is empty"),  # IPython's own line
     ("%%rlm --model demo --context docs\n   \n\t", "the cell is empty"),
     ("%%rlm --model demo --context docs\nWho is {{nobody}}?", "no variable is named nobody"),
     ("%%rlm --model demo --context docs --max-calls 0\nWho?", "--max-calls must be a whole number above 0"),
@@ -95,7 +95,7 @@ def test_a_key_with_a_line_end_is_refused(shell: Shell, monkeypatch: pytest.Monk
     ("text", "offered"),
     [
         ("%%rlm --max-c", ["--max-calls", "--max-concurrency", "--max-cost"]),
-        ("%%rlm --context ", ["docs", "report"]),
+        ("%%rlm --context ", ["docs", "report", "setup"]),
         ("%%rlm --context d", ["docs"]),
         ("%%rlm --setup-code ", ["report", "setup"]),
         ("%%rlm --env ", ["local"]),

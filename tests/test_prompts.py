@@ -9,7 +9,7 @@ from rlm_jupyter.kernels.kernel import Output
 from rlm_jupyter.prompts import Left, Ran, first_message, outputs_message, shorten, turn_line
 
 LEFT = Left(iteration=2, iterations=30, calls=990, seconds=1700.4, dollars=1.5)
-FROZEN = "to be frozen"
+FROZEN = "f3bded8662cef91706cde85d3a05821d1290b138fd2a7a9143f84dcdf9ae23f0"
 
 
 def test_the_system_prompt_is_frozen() -> None:

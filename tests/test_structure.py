@@ -16,7 +16,8 @@ import rlm_jupyter
 
 PACKAGE = Path(rlm_jupyter.__file__).parent
 
-# A room may import from itself and from rooms in its list: magics -> rlm -> run -> loop -> {lm, kernels} -> {events, values, errors}.
+# A room may import from itself and from the rooms in its list. The direction as a whole:
+# magics -> rlm -> run -> loop -> {lm, kernels} -> {events, values, errors}; widgets read events and trace.
 GROUND = {"errors", "events", "settings"}
 MAY_IMPORT = {
     "errors": {"result"},
@@ -33,7 +34,7 @@ MAY_IMPORT = {
     "kernels.guest": set(),
     "prompts": {"kernels.kernel"},
     "loop": GROUND
-    | {"budget", "kernels.kernel", "kernels.messages", "lm.client", "lm.handler", "prompts", "replies", "values"},
+    | {"budget", "kernels.kernel", "kernels.messages", "lm.client", "lm.handler", "lm.prices", "prompts", "replies", "values"},
     "engine": {"kernels"},
     "run": GROUND | {"budget", "contexts", "engine", "kernels", "lm", "loop", "result", "trace", "values"},
     "rlm": GROUND | {"engine", "result", "run"},
@@ -105,8 +106,9 @@ def test_exported_members() -> None:
 
 def test_loading_the_extension_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from IPython.core.interactiveshell import InteractiveShell as S; s = S.instance(); before = set(sys.modules);"
-        "s.run_line_magic('load_ext', 'rlm_jupyter'); import json; print(json.dumps(sorted(set(sys.modules) - before)))"
+        "import json, sys; from IPython.core.interactiveshell import InteractiveShell as S; s = S.instance();"
+        "before = set(sys.modules); s.run_line_magic('load_ext', 'rlm_jupyter');"
+        "print(json.dumps(sorted(set(sys.modules) - before)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout
     loaded = json.loads(out.strip().splitlines()[-1])
