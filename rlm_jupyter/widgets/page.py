@@ -165,7 +165,7 @@ def _answer(trace: Trace) -> list[Part]:
         framed = f"border-left:3px solid {tone};padding:.1em 0 .1em 1em;max-height:none;margin:.4em 0 .7em 0"
         parts += [f'<div dir="auto" style="{style};{framed}">', Slot(words.visible(trace.answer), 0), "</div>"]
     if trace.error:
-        parts += tag("pre", ERROR, Slot(words.visible(trace.error), 0, cap=4096))
+        parts += tag("pre", ERROR, Slot(words.visible(trace.error).strip("\n"), 0, cap=4096))
     if note:
         parts += tag("div", f"{MUTED};margin:0 0 .7em 0", say(note))
     return parts

@@ -1,0 +1,147 @@
+"""P13 in a real browser: whatever a run holds is text on the page, live, saved, reopened trusted and untrusted, and exported.
+
+Chromium shows what a real JupyterLab renders. A control in each notebook proves that what we look for would be seen: a raw
+payload that runs where a notebook is trusted, and mathematics that is typeset.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nbconvert
+import nbformat
+import pytest
+from playwright.sync_api import Page
+
+from rlm_jupyter.trace import Trace
+from rlm_jupyter.widgets import html
+from tests.browser.lab import Browser, Lab, chromium, jupyter_lab, notebook, output_cell
+from tests.payloads import ATTRIBUTES, EVERYTHING, PAYLOADS, TAGS, run_of
+from tests.payloads import Page as Parsed
+
+pytestmark = pytest.mark.timeout(600)
+
+TEXTS = [*(text for name, text in PAYLOADS.items() if not name.startswith("long")), EVERYTHING]
+CONTROL = {"text/html": "<p class='control'>$x^2$</p>", "text/plain": "control"}
+RAW = {"text/html": "<p class='control'>$x^2$</p><img src=x onerror='window.__control=1'>", "text/plain": "control"}
+OURS = ".mathjax_ignore"
+NODES = """() => [...document.querySelectorAll('.mathjax_ignore')].map(root => ({
+  text: root.textContent,
+  nodes: [root, ...root.querySelectorAll('*')].map(node => [node.localName, node.getAttributeNames()]),
+}))"""
+OPEN_ALL = "() => document.querySelectorAll('.mathjax_ignore details').forEach(node => { node.open = true; })"
+PWNED = "() => [window.__pwned, document.documentElement.getAttribute('__pwned')].filter(found => found != null)"
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with jupyter_lab(tmp_path_factory.mktemp("lab")) as server:
+        yield server
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    with chromium() as started:
+        yield started
+
+
+def bundles() -> list[dict[str, str]]:
+    return [html.bundle(Trace.from_events(run_of(text))) for text in TEXTS]
+
+
+def settle(page: Page) -> None:
+    """Wait until the outputs are drawn and what can be typeset is typeset, then open every row."""
+    page.wait_for_selector(".control mjx-container", state="attached")
+    page.evaluate(OPEN_ALL)
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def squeezed(texts: Iterable[str]) -> str:
+    """Give texts without white space: nbconvert's parser drops a text that is nothing else."""
+    return "".join("".join(texts).split())
+
+
+def check(page: Page, browser: Browser, expected: list[str]) -> None:
+    """Assert that the page shows our outputs as the text that they are, and that nothing came of it."""
+    found: list[dict[str, Any]] = page.evaluate(NODES)
+    assert squeezed(root["text"] for root in found) == squeezed(expected)
+    for root in found:
+        for tag, attributes in root["nodes"]:
+            assert tag in TAGS, f"<{tag}> in our output"
+            assert set(attributes) <= ATTRIBUTES.keys(), f"{attributes} in our output"
+    assert page.evaluate(PWNED) == []
+    assert browser.dialogs == []
+    assert browser.popups == []
+    assert [url for url in browser.requests if "pwned" in url] == []
+
+
+@pytest.mark.parametrize("trusted", [True, False], ids=["trusted", "untrusted"])
+def test_p13_a_saved_notebook_shows_text(lab: Lab, browser: Browser, trusted: bool) -> None:
+    shown = bundles()
+    name = f"saved-{trusted}.ipynb"
+    lab.save(name, [output_cell(*shown, RAW)], trusted)
+    page = browser.open(lab.url(name, f"saved-{trusted}"))
+    settle(page)
+    assert (page.evaluate("() => window.__control") == 1) is trusted
+    check(page, browser, [Parsed(bundle["text/html"]).text for bundle in shown])
+    assert browser.foreign() == []
+
+
+def test_p13_an_exported_page_shows_text(tmp_path: Path, browser: Browser) -> None:
+    shown = bundles()
+    exporter = nbconvert.HTMLExporter()  # type: ignore[no-untyped-call]
+    urls = []
+    for name, cells in (("empty", [output_cell(CONTROL)]), ("full", [output_cell(*shown, CONTROL)])):
+        source, _ = exporter.from_notebook_node(nbformat.reads(notebook(cells), as_version=4))  # type: ignore[no-untyped-call]
+        path = tmp_path / f"{name}.html"
+        path.write_text(source, encoding="utf-8")
+        before = len(browser.requests)
+        page = browser.open(path.as_uri())
+        page.wait_for_selector(".control", state="attached")
+        page.evaluate(OPEN_ALL)
+        page.wait_for_load_state("load")
+        urls.append(sorted(browser.requests[before + 1 :]))
+        if name == "full":
+            check(page, browser, [Parsed(bundle["text/html"]).text for bundle in shown])
+    assert urls[0] == urls[1], "the export asks for what it would ask for without our outputs, and nothing else"
+
+
+LIVE = """import json, time
+from rlm_jupyter.events import from_dict
+from rlm_jupyter.trace import Trace
+from rlm_jupyter.widgets.html import HtmlView
+
+view, trace = HtmlView(), Trace()
+view.start(trace)
+for line in open("events.jsonl", encoding="ascii"):
+    event = from_dict(json.loads(line))
+    trace.add(event)
+    view.update(event)
+    time.sleep(0.02)
+view.finish()
+from IPython.display import display
+display({"text/html": "<p class='control'>$x^2$</p>", "text/plain": "control"}, raw=True)"""
+
+
+def test_p13_a_live_run_shows_text_and_is_saved_as_text(lab: Lab, browser: Browser) -> None:
+    stream = run_of(EVERYTHING)
+    (lab.folder / "events.jsonl").write_text("".join(event.to_json() + "\n" for event in stream), encoding="ascii")
+    path = lab.save("live.ipynb", [nbformat.v4.new_code_cell(LIVE)], trusted=True)  # type: ignore[no-untyped-call]
+    page = browser.open(lab.url("live.ipynb", "live"))
+    page.locator(".jp-Notebook .jp-Cell").first.click()
+    page.wait_for_selector(".jp-NotebookPanel-toolbar [data-status=idle], .jp-Notebook-ExecutionIndicator[data-status=idle]")
+    page.keyboard.press("Control+Enter")
+    settle(page)
+    expected = [Parsed(html.render(Trace.from_events(stream))).text]
+    check(page, browser, expected)
+    page.keyboard.press("Escape")
+    with page.expect_response(lambda response: response.request.method == "PUT" and "live.ipynb" in response.url):
+        page.keyboard.press("Control+s")
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    outputs = saved["cells"][0]["outputs"]
+    assert [sorted(output["data"]) for output in outputs] == [["text/html", "text/plain"]] * 3
+    assert "".join(Parsed("".join(output["data"]["text/html"])).text for output in outputs[:2]) == expected[0]
+    assert browser.foreign() == []
