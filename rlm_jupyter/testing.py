@@ -386,10 +386,10 @@ class _Connection(asyncio.Protocol):
         await asyncio.sleep(delay)
         if reply.hold:
             await self._server._held()
-        for data in self._server_bytes(request, reply):
-            self._send(reply, data)
-            if reply.pause:
+        for number, data in enumerate(self._server_bytes(request, reply)):
+            if reply.pause and number:
                 await asyncio.sleep(reply.pause)
+            self._send(reply, data)
         self._done(request, reply)
 
     def _send(self, reply: Reply, data: bytes) -> None:

@@ -115,7 +115,7 @@ class OpenAILM:
                 connection = self._connection or await self._open()
                 return await self._exchange(connection, body, on_text)
         except Failure as failure:
-            raise self._adapt(failure, sent) from None
+            raise self._adapt(failure, sent) from failure.__cause__
         except TimeoutError:
             raise LMUnavailable(f"{self.where} gave no whole reply within {timeout:.3g} s") from Spent(None, None)
 

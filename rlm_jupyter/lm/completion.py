@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import AsyncIterator, Callable
+import math
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
+
+import anyio
 
 from rlm_jupyter.errors import LMError, LMRefused, LMReplyError
 from rlm_jupyter.events import Usage
 from rlm_jupyter.lm.failures import REDACTED, Failure, Spent, one_line
 from rlm_jupyter.settings import MIB, PROMPT_CAP
 
+DRAIN_SECONDS = 0.25
 _TOKENS_CAP = 10**10
 _BAD = object()
 
@@ -139,30 +144,42 @@ class StreamedReply(_Reply):
         self._size = 0
         self._held = ""
         self._done = False
+        self._rest: list[str] = []
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    async def read(self, chunks: AsyncIterator[bytes]) -> None:
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        rest: list[str] = []
+    async def read(self, chunks: AsyncGenerator[bytes]) -> None:
+        """Read to the end of the response, so that its connection can be used again; after `[DONE]` only for a moment."""
         try:
-            async for chunk in chunks:
-                *lines, last = decoder.decode(chunk).split("\n")
-                for line in lines:
-                    self._line("".join(rest) + line)
-                    rest.clear()
-                rest.append(last)
-                if self._done:
-                    break
-            self._line("".join(rest))
+            with anyio.CancelScope() as scope:
+                async with aclosing(chunks):
+                    async for chunk in chunks:
+                        self._feed(chunk)
+                        if self._done and scope.deadline == math.inf:
+                            scope.deadline = anyio.current_time() + DRAIN_SECONDS
+            self._feed(b"", last=True)
+        except Failure as failure:
+            self._end()
+            raise failure from (self._spent() if self.text else None)
         except LMError as error:
-            if not self.finish_reason:  # what is lost after the finish reason is only the usage
+            if not self.finish_reason and not self._done:  # what is lost after that is only the usage
                 self._end()
                 raise error from self._spent()
         self._end()
         if not self._done and not self.finish_reason:
             raise LMReplyError(f"{self.where} cut the reply in the middle") from self._spent()
 
+    def _feed(self, chunk: bytes, last: bool = False) -> None:
+        """Take the lines that are whole; a line that grows beyond what a reply may have ends in an error of the reader."""
+        *lines, rest = self._decoder.decode(chunk, last).split("\n")
+        for line in lines:
+            self._line("".join(self._rest) + line)
+            self._rest.clear()
+        self._rest.append(rest)
+        if last:
+            self._line("".join(self._rest))
+
     def _line(self, line: str) -> None:
-        if not line.startswith("data:"):
+        if self._done or not line.startswith("data:"):
             return
         line = line[5:].strip()
         if line == "[DONE]":

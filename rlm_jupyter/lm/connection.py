@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -158,7 +158,7 @@ class Connection:
         assert isinstance(response, httpx2.Response)
         return response
 
-    async def chunks(self, response: httpx2.Response) -> AsyncIterator[bytes]:
+    async def chunks(self, response: httpx2.Response) -> AsyncGenerator[bytes]:
         """Read a response's bytes as they come."""
         try:
             async for chunk in response.aiter_bytes():

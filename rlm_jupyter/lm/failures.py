@@ -23,7 +23,8 @@ LINE_CAP = 300
 REDACTED = "[redacted]"
 
 _KEYS = re.compile(
-    r"(?:sk|pk|rk|key|gsk|xai|hf|pplx|nvapi|fw|tgp|csk|ghp|gho|glpat|r8|eyJ|AIza|AKIA|ya29)[-_.]?[A-Za-z0-9*][A-Za-z0-9_\-*.+/=]{11,}"
+    r"(?<![A-Za-z0-9])(?:(?:sk|pk|rk|gsk|xai|hf|pplx|nvapi|csk|ghp|gho|glpat|r8)[-_]|AIza|AKIA|ya29\.|eyJ)"
+    r"(?=\S*[0-9*])[A-Za-z0-9_\-*.+/=]{12,}"
     r"|(?<=[Bb]earer )\S+|(?<=://)[^/@\s]+(?=@)"
 )
 _TOO_LONG = re.compile(
