@@ -27,7 +27,7 @@ class Completion:
         self._runs = runs
         self._options = {option: action for action in parser._actions for option in action.option_strings}
 
-        @context_matcher(identifier="rlm_jupyter")
+        @context_matcher(identifier="rlm_jupyter")  # type: ignore[untyped-decorator]
         def matcher(context: CompletionContext) -> SimpleMatcherResult:
             return self._match(context)
 

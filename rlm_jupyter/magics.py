@@ -95,6 +95,7 @@ class RLMMagics(Magics):
 
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell)
+        self._shell = shell
         self.runs: dict[str, Run] = {}
         self.matcher: Any = None
         for name, trait in self.traits(config=True).items():
@@ -136,7 +137,7 @@ class RLMMagics(Magics):
     @argument("--setup-code", metavar="CODE", help="Code to run first, or the name of a str variable that holds it.")
     @argument("--view", choices=VIEWS, help="What is shown. Default: auto (html in notebooks, text in terminals).")
     @argument("--no-trace", action="store_true", help="Write no trace file.")
-    @cell_magic("rlm")
+    @cell_magic("rlm")  # type: ignore[arg-type]  # IPython types these two as taking nothing
     def ask(self, line: str, cell: str) -> None:
         """Ask a question about a long input: a language model writes Python to examine it, and you watch.
 
@@ -198,7 +199,7 @@ class RLMMagics(Magics):
         )
 
     def _setup_code(self, code: str | None) -> str | None:
-        value = self.shell.user_ns.get(code) if code and code.isidentifier() else None
+        value = self._shell.user_ns.get(code) if code and code.isidentifier() else None
         return value if isinstance(value, str) else code
 
     def _task(self, options: argparse.Namespace, cell: str) -> tuple[Any, str | None]:
@@ -227,10 +228,10 @@ class RLMMagics(Magics):
         return self._variable(name, f"--context {name}") if name.isidentifier() else read_text_file(name)
 
     def _variable(self, name: str, told: str) -> Any:
-        space = self.shell.user_ns
+        space = self._shell.user_ns
         if name in space:
             return space[name]
-        own = [known for known in space if not known.startswith("_") and known not in self.shell.user_ns_hidden]
+        own = [known for known in space if not known.startswith("_") and known not in self._shell.user_ns_hidden]
         close = difflib.get_close_matches(name, own, n=1)
         hint = f"did you mean {close[0]}?" if close else "assign it in a cell above"
         if not close and os.path.exists(name) and told.startswith("--"):
@@ -241,7 +242,7 @@ class RLMMagics(Magics):
         from rlm_jupyter.settings import check_variable_name
 
         if name is not None:
-            check_variable_name(name, {*self.shell.user_ns_hidden, *dir(builtins)})
+            check_variable_name(name, {*self._shell.user_ns_hidden, *dir(builtins)})
 
     def _start(self, settings: RunSettings, prompt: Any, question: str | None, name: str) -> Run:
         from rlm_jupyter.run import check, start
@@ -275,11 +276,11 @@ class RLMMagics(Magics):
             result = stopped.result
         view.finish()
         if out is not None:
-            self.shell.user_ns[out] = result
+            self._shell.user_ns[out] = result
         return result
 
     @no_var_expand
-    @line_magic("rlm")
+    @line_magic("rlm")  # type: ignore[arg-type]
     def steer(self, line: str) -> None:
         """Show and steer recursive runs.
 
@@ -357,7 +358,7 @@ def load(shell: InteractiveShell) -> None:
 
     magics = RLMMagics(shell)
     shell.register_magics(magics)
-    magics.matcher = Completion(shell, RLMMagics.ask.parser, magics.runs).matcher  # type: ignore[attr-defined]
+    magics.matcher = Completion(shell, RLMMagics.ask.parser, magics.runs).matcher
     shell.Completer.custom_matchers.append(magics.matcher)
 
 

@@ -119,7 +119,7 @@ def test_completion_offers_an_option_once_and_leaves_other_cells_alone(shell: Sh
 
 
 def test_the_help_tells_the_options_and_three_examples(shell: Shell) -> None:
-    shown = shell.shell.inspector.info(shell.shell.find_cell_magic("rlm"))["docstring"]
+    shown = shell.shell.inspector.info(shell.shell.find_cell_magic("rlm"))["docstring"] or ""
     assert shown.count("%%rlm --context") == 3
     assert "--max-cost DOLLARS" in shown
     assert "%rlm show [id]" in (shell.shell.find_line_magic("rlm").__doc__ or "")

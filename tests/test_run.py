@@ -142,7 +142,7 @@ def test_final_as_plain_text_counts_in_a_reply_without_code(engine: Engine) -> N
 
 
 def test_code_cut_by_the_token_limit_is_not_run(engine: Engine) -> None:
-    turns = [Reply(text="```repl\nprint('ran')", finish_reason="length"), answer()]
+    turns: list[Reply | str] = [Reply(text="```repl\nprint('ran')", finish_reason="length"), answer()]
     with scripted(turns, engine=engine) as (rlm, server):
         result = rlm.completion("c", root_prompt="q")
     assert "was not run" in server.requests[1].prompt
@@ -150,9 +150,7 @@ def test_code_cut_by_the_token_limit_is_not_run(engine: Engine) -> None:
 
 
 def test_300_sub_calls_at_64_work_twice_in_a_row(engine: Engine) -> None:
-    batch = (
-        "answers = llm_query_batched([f'no {n}' for n in range(300)])\nassert answers == [f'got no {n}' for n in range(300)]"
-    )
+    batch = "answers = llm_query_batched([str(n) for n in range(300)])\nassert answers == [f'got {n}' for n in range(300)]"
 
     def sub(request: Request) -> Reply:
         return Reply(f"got {request.prompt}", delay=0.02)
@@ -204,7 +202,7 @@ def test_a_sub_call_that_fails_for_good_is_an_exception_or_a_failed_reply(engine
     turns = [
         code("try:\n    llm_query('bad')\nexcept LMError as error:\n    caught = str(error)\nprint('caught', bool(caught))"),
         code(
-            "replies = llm_query_batched(['good', 'bad'])\nbad = replies[1]\nprint(type(bad).__name__, bad[:7], bool(bad.error))"
+            "replies = llm_query_batched(['good', 'bad'])\nbad = replies[1]\nprint(type(bad).__name__, bad[:6], bad.error > '')"
         ),
         code("FINAL_VAR(bad)"),
         code("FINAL_VAR(replies)"),
@@ -217,7 +215,7 @@ def test_a_sub_call_that_fails_for_good_is_an_exception_or_a_failed_reply(engine
     with scripted(turns, sub, engine, max_retries=1) as (rlm, server):
         result = rlm.completion("c", root_prompt="q")
     assert "caught True" in server.requests_to("root")[1].prompt
-    assert "FailedReply Error:  True" in server.requests_to("root")[2].prompt
+    assert "FailedReply Error: True" in server.requests_to("root")[2].prompt
     assert "Error" in server.requests_to("root")[3].prompt
     assert "Error" in server.requests_to("root")[4].prompt
     assert result.value == "fine"
@@ -245,9 +243,9 @@ def test_a_root_failure_is_an_error_that_keeps_the_trace(engine: Engine) -> None
 
 
 def test_a_refused_connection_is_told() -> None:
-    with RLM(backend_kwargs={"model_name": "m", "base_url": "http://127.0.0.1:1/v1"}, max_retries=0) as rlm:
-        with pytest.raises(LMError, match="no server listens"):
-            rlm.completion("c", root_prompt="q")
+    nowhere = {"model_name": "m", "base_url": "http://127.0.0.1:1/v1"}
+    with RLM(backend_kwargs=nowhere, max_retries=0) as rlm, pytest.raises(LMError, match="no server listens"):
+        rlm.completion("c", root_prompt="q")
 
 
 def test_max_calls_holds_against_threads_that_swallow_every_exception(engine: Engine) -> None:
@@ -325,9 +323,9 @@ def test_setup_code_runs_first_and_its_failure_costs_nothing(engine: Engine) -> 
 
 
 def test_a_dead_kernel_fails_the_run_and_says_what_was_lost(engine: Engine) -> None:
-    with scripted([code("x = 1"), code("import os; os._exit(3)")], engine=engine) as (rlm, _):
-        with pytest.raises(RLMError, match="exit status 3") as caught:
-            rlm.completion("c", root_prompt="q")
+    turns = [code("x = 1"), code("import os; os._exit(3)")]
+    with scripted(turns, engine=engine) as (rlm, _), pytest.raises(RLMError, match="exit status 3") as caught:
+        rlm.completion("c", root_prompt="q")
     assert caught.value.result is not None
     assert caught.value.result.status == "failed"
     with scripted([code("raise SystemExit(3)"), answer()], engine=engine) as (rlm, server):
@@ -390,8 +388,10 @@ def test_runs_side_by_side_see_only_their_own(engine: Engine) -> None:
             )
             for name in names
         ]
-        [thread.start() for thread in threads]
-        [thread.join(60) for thread in threads]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
     assert {name: result.value for name, result in results.items()} == {name: [name, f"context of {name}"] for name in names}
     for request in server.requests:
         assert sum(f"context of {name}" in text_of(request) or f"question {name}." in text_of(request) for name in names) == 1
