@@ -104,6 +104,10 @@ class Environment:
             raise
         return kernel
 
+    def forget(self, kernel: Kernel) -> None:
+        """Take note that a kernel is closed: nothing more may be told of it."""
+        self._kernels.pop(kernel.number, None)
+
     async def close(self) -> None:
         """End all kernels, the supervisor, and whatever they started. Safe to repeat."""
         with anyio.CancelScope(shield=True):
@@ -163,7 +167,7 @@ class Environment:
         if not self._ready.done():
             self._ready.set_exception(error)
             self._ready.exception()
-        for kernel in self._kernels.values():
+        for kernel in list(self._kernels.values()):
             kernel.fail(error)
 
     def _listen_for_silence(self) -> None:

@@ -47,6 +47,13 @@ PARTS_AHEAD = 8
 LOAD_SECONDS = 60.0
 LOAD_BYTES_A_SECOND = 10 * 1024 * 1024
 
+_ENDS: dict[type[wire.Message], tuple[type[wire.Message], ...]] = {
+    wire.Start: (wire.Started, wire.StartFailed),
+    wire.Context: (wire.Loaded,),
+    wire.Execute: (wire.Done,),
+    wire.Close: (wire.Closed,),
+}
+
 OnOutput = Callable[["Output"], None]
 
 
@@ -118,7 +125,9 @@ class Kernel:
         self._environment = environment
         self._answer = answer
         self._ended: Exception | None = None
+        self._closed = False
         self._wait: asyncio.Future[wire.Message] | None = None
+        self._expected: tuple[type[wire.Message], ...] = ()
         self._cell: _Cell | None = None
         self._cells = 0
         self._loads = 0
@@ -220,16 +229,17 @@ class Kernel:
 
     async def close(self) -> None:
         """End the kernel and all that it started. Safe to repeat."""
-        if not self.alive:
-            return
         with anyio.CancelScope(shield=True):
             try:
-                await self._request(wire.Close(self.number), CLOSE_SECONDS)
+                if self._environment.alive and not self._closed:
+                    self._closed = True
+                    await self._request(wire.Close(self.number), CLOSE_SECONDS)
             except TimeoutError:
                 self._environment.kill(KernelDied("The kernel could not be closed in time and was killed with its supervisor."))
             except (KernelError, ProtocolError):
                 pass
             self.fail(KernelDied("This kernel was closed."))
+            self._environment.forget(self)
 
     # What the environment tells
 
@@ -245,7 +255,7 @@ class Kernel:
             self._part(message)
         elif isinstance(message, wire.Died):
             self.fail(KernelDied(_death(message, self._cell is not None)))
-        elif self._wait is not None and not self._wait.done():
+        elif self._wait is not None and not self._wait.done() and isinstance(message, self._expected):
             self._wait.set_result(message)
 
     def fail(self, error: Exception) -> None:
@@ -278,7 +288,7 @@ class Kernel:
     async def _request(self, order: wire.Message, seconds: float | None) -> wire.Message:
         """Send an order and wait for the message that ends it; TimeoutError after `seconds`."""
         wait: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
-        self._wait = wait
+        self._wait, self._expected = wait, _ENDS[type(order)]
         try:
             self._environment.send(order)
             await asyncio.wait({wait}, timeout=seconds)
@@ -292,7 +302,7 @@ class Kernel:
     async def _work(self, order: wire.Context | wire.Execute, seconds: float | None) -> wire.Message:
         """Like `_request`; when cancelled or too slow, interrupt the kernel first."""
         wait: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
-        self._wait = wait
+        self._wait, self._expected = wait, _ENDS[type(order)]
         try:
             self._environment.send(order)
             await asyncio.wait({wait}, timeout=seconds)

@@ -16,12 +16,12 @@ _SEQUENCE = re.compile(
     r"|\x1b[ -/]*[0-Z\\-~]"  # the short ones
 )
 _REST = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f]")
-_OPEN = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*$|\x1b[\]PX^_][^\x07\x1b\x9c]*\x1b?$|\x1b[ -/]*$")
+_OPEN = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*$|\x1b[\]PX^_][^\x07\x1b\x9c]*\x1b?$|\x1b[ -/]*$|\r$")
 
 
 def plain(text: str) -> str:
-    """Remove terminal sequences and control characters other than tab, line feed and carriage return."""
-    return _REST.sub("", _SEQUENCE.sub("", text))
+    """Remove terminal sequences and control characters other than tab, line feed and carriage return; end lines with one."""
+    return _REST.sub("", _SEQUENCE.sub("", text)).replace("\r\n", "\n")
 
 
 class TextDecoder:

@@ -151,7 +151,7 @@ class GuestKernel:
 
     def load(self, order: wire.Context, path: str) -> None:
         line = {"name": order.name, "path": path, "form": order.form, "size": order.size, "digest": order.digest}
-        code = f"__import__('sys').modules['_rlm_repl'].load({json.dumps(line)!r})"
+        code = f"__import__('sys').modules['_rlm_repl'].repl.load({json.dumps(line)!r})"
         self._work = Work(0, order.load, self._request("execute_request", _execute(code, silent=True)))
 
     @property
@@ -289,7 +289,7 @@ class GuestKernel:
                     lines = content.get("traceback")
                     text = "\n".join(map(str, lines)) if isinstance(lines, list) else work.error
                     self._drain_all(work)
-                    work.keeper.add("error", text.encode("utf-8", "backslashreplace"))
+                    work.keeper.add("error", text.encode("utf-8", "backslashreplace") + b"\n")
         elif work.probe and request == work.probe:
             work.status, work.error = "interrupted", "KeyboardInterrupt: "
         else:

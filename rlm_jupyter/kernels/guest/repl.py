@@ -153,6 +153,10 @@ class Repl:
         self._streams: list[Any] = []
         self._spare_fds: list[tuple[int, tuple[int, int]]] = []
 
+    def __reduce__(self) -> tuple[Any, tuple[()]]:
+        """Let children of multiprocessing use the helpers: there, too, they mean the kernel's own."""
+        return _installed, ()
+
     def install(self) -> None:
         """Take over streams and displays, set the globals, and tell the supervisor that the kernel is ready."""
         ip = self.ip
@@ -240,6 +244,8 @@ class Repl:
             return
         stream = {"execute_result": "result", "display_data": "display", "error": "error"}[kind]
         data, half = text.encode("utf-8", "backslashreplace"), self.caps["output"]
+        if not data.endswith(b"\n"):
+            data += b"\n"
         head, skipped = len(data), 0
         if len(data) > 2 * half:
             head, skipped = half, len(data) - 2 * half
@@ -480,10 +486,15 @@ def _outlet_class() -> Any:
     return Outlet
 
 
+def _installed() -> Any:
+    module: Any = sys.modules[MODULE]
+    return module.repl
+
+
 def install(ip: Any, settings: dict[str, Any]) -> Repl:
     """Put the helpers into a kernel."""
     repl = Repl(ip, settings)
     module: Any = sys.modules[MODULE]
-    module.load = repl.load
+    module.repl = repl
     repl.install()
     return repl

@@ -1,0 +1,107 @@
+"""How a conformance test drives a kernel, and the list of what it must behave the same on."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rlm_jupyter.contexts import Payload
+from rlm_jupyter.kernels.environment import Environment
+from rlm_jupyter.kernels.kernel import CellResult, Kernel, Output
+from rlm_jupyter.kernels.local import open_local
+from rlm_jupyter.kernels.messages import CallOutcome, CallRequest
+from rlm_jupyter.values import decode
+
+
+async def _local_forked() -> Environment:
+    return await open_local()
+
+
+async def _local_cold() -> Environment:
+    return await open_local(how="cold")
+
+
+ENVIRONMENTS: dict[str, Callable[[], Awaitable[Environment]]] = {"local-forked": _local_forked, "local-cold": _local_cold}
+"""Every environment by name. A new one is added here and nowhere else in this folder."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A cell's outcome with its output by stream."""
+
+    result: CellResult
+    outputs: tuple[Output, ...]
+
+    def text(self, stream: str) -> str:
+        return "".join(output.text for output in self.outputs if output.stream == stream)
+
+    @property
+    def out(self) -> str:
+        return self.text("stdout")
+
+
+class Session:
+    """A kernel and a scripted sub-LM: replies are the prompts in upper case; a prompt `fail ...` fails."""
+
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
+        self.requests: list[CallRequest] = []
+        self.kernel: Kernel
+
+    async def answer(self, request: CallRequest) -> Sequence[CallOutcome]:
+        self.requests.append(request)
+        return [
+            CallOutcome(error=f"no reply to {prompt!r}") if prompt.startswith("fail") else CallOutcome(text=prompt.upper())
+            for prompt in request.prompts
+        ]
+
+    async def start(self) -> Session:
+        self.kernel = await self.environment.start_kernel(self.answer)
+        return self
+
+    async def run(self, code: str) -> Ran:
+        outputs: list[Output] = []
+        result = await self.kernel.execute(code, outputs.append)
+        return Ran(result, tuple(outputs))
+
+    async def ok(self, code: str) -> Ran:
+        """Run a cell that must go well."""
+        ran = await self.run(code)
+        assert ran.result.status == "ok", (ran.result.error, ran.text("error"))
+        return ran
+
+    async def out(self, code: str) -> str:
+        """Give the standard output of a cell that must go well, without the last line break."""
+        return (await self.ok(code)).out.rstrip("\n")
+
+    async def final(self, code: str) -> Any:
+        """Run a cell that must end with an answer; give the answer."""
+        ran = await self.ok(code)
+        assert ran.result.final is not None
+        return decode(await self.kernel.value(ran.result.final))
+
+    async def load(self, value: Any, name: str = "context") -> None:
+        await self.kernel.load(name, payload(value))
+
+
+def payload(value: Any) -> Payload:
+    form, data = (
+        ("text", value.encode("utf-8", "surrogatepass"))
+        if isinstance(value, str)
+        else ("pickle", pickle.dumps(value, protocol=4))
+    )
+    return Payload(form, data, hashlib.sha256(data).hexdigest())
+
+
+@asynccontextmanager
+async def session(open_environment: Callable[[], Awaitable[Environment]] = open_local) -> AsyncIterator[Session]:
+    """An environment of one's own with one kernel in it."""
+    environment = await open_environment()
+    try:
+        yield await Session(environment).start()
+    finally:
+        await environment.close()
