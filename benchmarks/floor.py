@@ -48,8 +48,8 @@ class Kernel:
         self.execute("pass")
 
     def execute(self, code: str) -> None:
-        """Run a cell; come back when its reply and its `idle` are here."""
-        self.end(self.client.execute(code, allow_stdin=False))
+        """Run a cell; come back when its reply and its `idle` are here. Without history, whose file costs 0.5 ms a cell."""
+        self.end(self.client.execute(code, allow_stdin=False, store_history=False))
 
     def end(self, request: str) -> None:
         while self.client.get_shell_msg(timeout=DEADLINE)["parent_header"].get("msg_id") != request:
@@ -60,7 +60,7 @@ class Kernel:
                 return
 
     def interrupt_endless(self, code: str) -> None:
-        request = self.client.execute(code, allow_stdin=False)
+        request = self.client.execute(code, allow_stdin=False, store_history=False)
         try:
             self.end(request)
         except KeyboardInterrupt:
