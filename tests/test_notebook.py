@@ -1,0 +1,261 @@
+"""What a user of a notebook lives through: a real kernel as the notebook, interrupts, death of the host, saved outputs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nbclient
+import nbformat
+import pexpect
+import pytest
+
+from rlm_jupyter.testing import Reply, Request, ScriptedServer
+from tests.models import answer, code
+from tests.notebooks import Notebook, gone, notebook, run_folders
+
+CANARY = "sk-canary-7f3a9c51e2d84b60"
+BACK_WITHIN = 5.0
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Notebook]:
+    folder = tmp_path_factory.mktemp("book")
+    traces = tmp_path_factory.mktemp("traces")
+    with notebook(folder, RLM_JUPYTER_TRACES=str(traces), OPENAI_API_KEY=CANARY) as opened:
+        opened.run("docs = ['alpha', 'beta']")
+        yield opened
+
+
+def cell(server: ScriptedServer, options: str = "") -> str:
+    return f"%%rlm --context docs --base-url {server.url} --model root --sub-model sub --out result {options}\nWhich is first?"
+
+
+def test_a_run_is_shown_live_and_ends_as_one_static_result(book: Notebook) -> None:
+    with ScriptedServer(models={"root": [code("print(context)"), code("llm_query_batched(['a', 'b'])"), answer("context[0]")],
+                                "sub": lambda request: "ok"}) as server:  # fmt: skip
+        ran = book.run(cell(server))
+    assert ran.status == "ok", ran.traceback
+    assert len(ran.displays) == 2
+    assert "Answered" in ran.html
+    assert "alpha" in ran.html
+    assert "<script" not in ran.html
+    assert not any("application/vnd.jupyter.widget-view+json" in display["data"] for display in ran.displays)
+    assert book.value("[result.status, result.value, result.response]") == ["answered", "alpha", "alpha"]
+    status = [update for update in ran.updates if len(str(update["data"])) <= 2048]
+    assert status
+
+
+STAGES: dict[str, tuple[list[Reply | str], Callable[[Request], Reply | str], int]] = {  # root, sub, requests to wait for
+    "the first root request": ([Reply(hold=True)], lambda request: "", 1),
+    "a reply that streams": ([Reply("word " * 5_000, pause=0.2)], lambda request: "", 1),
+    "a later root request": ([code("kept = 1"), Reply(hold=True)], lambda request: "", 2),
+    "a retry's wait": ([Reply(status=429, headers={"Retry-After": "600"})], lambda request: "", 1),
+    "a sub-call": ([code("llm_query('p')")], lambda request: Reply(hold=True), 2),
+    "a batch of 300": ([code("llm_query_batched(['p'] * 300)")], lambda request: Reply(hold=True), 33),
+    "an endless cell": ([code("llm_query('here')\nwhile True: pass")], lambda request: "", 2),
+    "an idle await": ([code("import asyncio\nllm_query('here')\nawait asyncio.sleep(600)")], lambda request: "", 2),
+    "a cell that swallows the interrupt": (
+        [code("llm_query('here')\nwhile True:\n    try:\n        while True: pass\n    except BaseException: pass")],
+        lambda request: "",
+        2,
+    ),
+    "a C call that never returns": (
+        [code("llm_query('here')\nimport signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})\nsignal.pause()")],
+        lambda request: "",
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_p09_an_interrupt_gives_the_prompt_back_and_keeps_what_there_is(book: Notebook, stage: str) -> None:
+    root, sub, requests = STAGES[stage]
+    with ScriptedServer(models={"root": root, "sub": sub}) as server:
+        message = book.send(cell(server))
+        server.wait_for(requests)
+        book.interrupt()
+        ran = book.finish(message, BACK_WITHIN)
+        assert ran.ename == "RunStopped"
+        assert ran.traceback.count("\n") < 4
+        assert book.value("[result.status, result.trace.status]") == ["stopped", "stopped"]
+        assert "Stopped" in ran.html
+        server.wait_for(requests, ended=True)
+    assert gone(book.descendants())
+
+
+def test_p09_an_interrupt_while_the_kernel_starts(book: Notebook) -> None:
+    with ScriptedServer(models={"root": [answer()]}) as server:
+        book.run("import threading, signal, os; threading.Timer(0.15, os.kill, (os.getpid(), signal.SIGINT)).start()")
+        ran = book.run(cell(server, "--setup-code 'import time; time.sleep(60)'"), BACK_WITHIN + 1)
+        assert ran.ename == "RunStopped"
+        assert server.requests == []
+    assert gone(book.descendants())
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_p12_nothing_is_left_after_the_death_of_the_host(tmp_path: Path, end: signal.Signals) -> None:
+    with tempfile.TemporaryDirectory(prefix="t") as temporary, notebook(tmp_path, TMPDIR=temporary) as book:
+        book.run("docs = 'x'")
+        with ScriptedServer(models={"root": [code("while True: pass")]}) as server:
+            book.send(cell(server))
+            server.wait_for(1, ended=True)
+            started = book.descendants()
+            assert started
+            assert run_folders(temporary)
+            book.process.send_signal(end)
+            assert gone([*started, book.process])
+        assert not run_folders(temporary)
+
+
+def test_p12_nothing_is_left_after_a_restart_of_the_kernel(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="t") as temporary, notebook(tmp_path, TMPDIR=temporary) as book:
+        book.run("docs = 'x'")
+        with ScriptedServer(models={"root": [answer()]}) as server:
+            assert book.run(cell(server)).status == "ok"
+        kept = book.descendants()
+        assert kept
+        assert run_folders(temporary)
+        book.manager.restart_kernel()
+        assert gone(kept)
+        assert not run_folders(temporary)
+
+
+def test_p12_a_run_that_ends_well_keeps_three_idle_processes_until_unloaded(book: Notebook) -> None:
+    with ScriptedServer(models={"root": lambda request: answer()}) as server:
+        for _ in range(3):
+            assert book.run(cell(server)).status == "ok"
+            assert len(book.descendants()) <= 3
+    kept = book.descendants()
+    book.run("%unload_ext rlm_jupyter")
+    assert gone(kept)
+    assert book.run("%load_ext rlm_jupyter").status == "ok"
+
+
+def test_p15_only_the_named_variable_is_written(book: Notebook) -> None:
+    book.run("before = 1")
+    space = "sorted(name for name in globals() if not name.startswith('_i'))"  # IPython's own record of the input
+    names = set(book.value(space))
+    with ScriptedServer(models={"root": lambda request: answer("1")}) as server:
+        assert book.run(cell(server)).status == "ok"
+        assert set(book.value(space)) - names <= {"result"}
+        assert book.run(cell(server).replace("--out result", "")).status == "ok"
+        assert set(book.value(space)) - names <= {"result"}
+    assert book.value("before") == 1
+
+
+def test_p21_a_key_that_a_provider_repeats_is_nowhere_to_be_seen(book: Notebook, tmp_path: Path) -> None:
+    refusal = Reply(status=401, error={"message": f"Incorrect API key provided: {CANARY}."})
+    with ScriptedServer(models={"root": [refusal]}) as server:
+        ran = book.run(cell(server, "--api-key-env OPENAI_API_KEY"))
+        assert server.requests[0].headers["authorization"] == f"Bearer {CANARY}"
+    assert ran.ename == "LMRefused"
+    assert CANARY not in f"{ran.traceback}{ran.html}{ran.streams}{ran.displays}{ran.updates}"
+    for file in Path(book.value("__import__('os').environ['RLM_JUPYTER_TRACES']")).iterdir():
+        assert CANARY not in file.read_text()
+
+
+def test_p03_no_key_reaches_the_kernel_or_what_is_saved(book: Notebook) -> None:
+    look = (
+        "import os, sys, gc, subprocess\nseen = repr(dict(os.environ)) + repr(sys.argv) + open('/proc/self/environ').read()\n"
+        "seen += subprocess.run('env', capture_output=True, text=True).stdout + repr(globals())\n"
+        "seen += repr([o for o in gc.get_objects() if isinstance(o, (dict, list))][:0])\n"
+        "for base in {os.getcwd(), os.path.expanduser('~')}:\n    for folder, _, files in os.walk(base):\n"
+        "        seen += ''.join(open(os.path.join(folder, f), errors='replace').read() for f in files)\n"
+        "canary = 'sk-canary-' + '7f3a9c51e2d84b60'\nfound = canary in seen"
+    )
+    with ScriptedServer(models={"root": [code(look), answer("found")]}) as server:
+        ran = book.run(cell(server, "--api-key-env OPENAI_API_KEY"))
+    assert ran.status == "ok", ran.traceback
+    assert book.value("result.value") is False
+    assert CANARY not in f"{ran.displays}{ran.updates}{ran.streams}"
+
+
+def test_p24_what_is_missing_is_one_line_and_nothing_is_started(book: Notebook) -> None:
+    book.run("%unload_ext rlm_jupyter\n%load_ext rlm_jupyter")
+    before = len(book.descendants())
+    for line, told in [
+        ("%%rlm --context docs\nq", "no model chosen"),
+        ("%%rlm --context docs --model m --base-url http://127.0.0.1:1/v1 --api-key-env NO_KEY\nq", "NO_KEY"),
+        ("%%rlm --context dosc --model demo\nq", "did you mean docs"),
+        ("%%rlm --context docs --model demo --env dokcer\nq", "no environment is named"),
+        ("%%rlm --context docs --model demo --kernel julia-1\nq", "julia-1"),
+    ]:
+        ran = book.run(line)
+        assert ran.status == "error"
+        assert ran.streams.startswith("UsageError: ")
+        assert told in ran.streams
+        assert ran.streams.strip().count("\n") == 0
+    assert len(book.descendants()) == before
+
+
+def test_p27_the_users_folder_is_left_as_it_was(book: Notebook) -> None:
+    listing = "sorted(__import__('os').listdir('.'))"
+    before = book.value(listing)
+    write = "open('made.txt', 'w').write('x')\nimport os\nos.write(1, b'raw out'); os.write(2, b'raw err')\nhere = os.getcwd()"
+    with ScriptedServer(models={"root": [code(write), answer("here")]}) as server:
+        ran = book.run(cell(server))
+        assert "raw out" in server.requests[1].prompt
+        assert "raw err" in server.requests[1].prompt
+    assert ran.streams == ""
+    assert book.value(listing) == before
+    assert book.value("result.value") != book.value("__import__('os').getcwd()")
+
+
+def test_a_saved_notebook_is_small_whatever_the_run_and_holds_no_widget(tmp_path: Path) -> None:
+    loud = """
+for n in range(20): print('<script>alert(1)</script>' * 20_000)
+llm_query_batched([f'p{n}' * 2000 for n in range(500)])"""
+    hostile = "<img src=x onerror=alert(1)> ![x](http://evil.example/a.png) [y](javascript:alert(1)) \x1b[31mred"
+    turns = [hostile + code(loud)] * 6 + [answer(repr(hostile))]
+    with ScriptedServer(models={"root": turns, "sub": lambda request: hostile}) as server:
+        magic = f"%%rlm --context docs --base-url {server.url} --model root --sub-model sub --max-calls 5000"
+        cells = [
+            nbformat.v4.new_code_cell(source)
+            for source in ("%load_ext rlm_jupyter\ndocs = 'x'", magic + "\n<b onclick=alert(1)>q</b>")
+        ]
+        book = nbformat.v4.new_notebook(cells=cells)
+        nbclient.NotebookClient(
+            book, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+        ).execute()
+    written = json.dumps(book.cells[1].outputs)
+    assert len(written.encode()) < 256 * 1024
+    assert "widget-view" not in written
+    pages = [output["data"]["text/html"] for output in book.cells[1].outputs if "text/html" in output.get("data", {})]
+    assert len(pages) == 2
+    for bad in ("<script", "<img", "<b onclick", "\x1b", "href"):
+        assert not any(bad in page for page in pages)
+    assert any("&lt;img src=x onerror=alert(1)&gt;" in page for page in pages)
+
+
+def test_the_magic_in_a_terminal(tmp_path: Path) -> None:
+    environment = {**os.environ, "RLM_JUPYTER_TRACES": str(tmp_path / "traces"), "IPYTHONDIR": str(tmp_path), "TERM": "xterm"}
+    arguments = ["-m", "IPython", "--simple-prompt", "--no-banner", "--colors=NoColor"]
+    options: dict[str, Any] = {"encoding": "utf-8", "timeout": 30, "dimensions": (40, 160), "cwd": str(tmp_path)}
+    turns = [code("print('seen ' + context)"), code("while True: pass")]
+    with (
+        ScriptedServer(models={"root": turns}) as server,
+        pexpect.spawn(sys.executable, arguments, env=environment, **options) as terminal,
+    ):
+        terminal.expect_exact("In [1]:")
+        terminal.sendline("%load_ext rlm_jupyter")
+        terminal.expect_exact("In [2]:")
+        terminal.sendline(f"get_ipython().run_cell('%%rlm --model root --base-url {server.url} --out got\\nhello there')")
+        terminal.expect_exact("Iteration 1 of 30")
+        terminal.expect_exact("seen hello there")
+        terminal.expect_exact("Iteration 2 of 30")
+        server.wait_for(2, ended=True)
+        terminal.sendintr()
+        terminal.expect_exact("Stopped")
+        terminal.expect_exact("RunStopped")
+        terminal.expect_exact("In [3]:")
+        terminal.sendline("print('status is', got.status)")
+        terminal.expect_exact("status is stopped")
+        terminal.sendline("exit")
+        terminal.expect(pexpect.EOF)
