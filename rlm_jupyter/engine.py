@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import anyio
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from anyio.from_thread import BlockingPortal
 
 from rlm_jupyter.kernels.environment import Environment
 from rlm_jupyter.kernels.local import open_local
@@ -33,8 +33,8 @@ class Engine:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._stack = contextlib.ExitStack()
         self._portal: BlockingPortal | None = None
+        self._thread: threading.Thread | None = None
         self._warm: tuple[str | None, Environment] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._at_exit = _close_at_exit(self)
@@ -66,16 +66,14 @@ class Engine:
         """Take an environment back after a run: kept warm when healthy and none is kept, else closed."""
         if healthy and environment.alive and self._warm is None and self._portal is not None:
             self._warm = (kernel, environment)
-            self._timer = asyncio.get_running_loop().call_later(IDLE, lambda: self.soon_close_warm())
+            self._timer = asyncio.get_running_loop().call_later(IDLE, self._close_warm_soon)
             return
         with anyio.move_on_after(CLOSE_WITHIN, shield=True):
             await environment.close()
 
-    def soon_close_warm(self) -> None:
-        """Close the warm environment without waiting for it."""
+    def _close_warm_soon(self) -> None:
         if self._portal is not None:
-            with contextlib.suppress(RuntimeError):
-                self._portal.start_task_soon(self._close_warm)
+            self._portal.start_task_soon(self._close_warm)
 
     async def _close_warm(self) -> None:
         self._cancel_timer()
@@ -92,18 +90,36 @@ class Engine:
     def _started(self) -> BlockingPortal:
         with self._lock:
             if self._portal is None:
-                self._portal = self._stack.enter_context(start_blocking_portal("asyncio", name="rlm_jupyter"))
+                opened: Future[BlockingPortal] = Future()
+                self._thread = threading.Thread(target=anyio.run, args=(_serve, opened), name="rlm_jupyter", daemon=True)
+                self._thread.start()
+                self._portal = opened.result()
             return self._portal
 
-    def close(self) -> None:
-        """End the warm environment and the thread. Runs under way are stopped. Calling it twice is fine."""
+    def close(self, *, wait: bool = True) -> None:
+        """End the warm environment and the thread; runs under way are stopped. Calling it twice is fine.
+
+        Without `wait` it returns at once: that is for the collection of garbage, which may happen in any thread.
+        """
         atexit.unregister(self._at_exit)
         with self._lock:
             portal, self._portal = self._portal, None
-        if portal is not None:
-            with contextlib.suppress(RuntimeError):
-                portal.start_task_soon(self._close_warm).result(CLOSE_WITHIN + 1)
-            self._stack.close()
+        if portal is None:
+            return
+        with contextlib.suppress(RuntimeError):
+            portal.start_task_soon(self._end, portal)
+        if wait and self._thread is not None:
+            self._thread.join(CLOSE_WITHIN + 1)
+
+    async def _end(self, portal: BlockingPortal) -> None:
+        await self._close_warm()
+        await portal.stop(cancel_remaining=True)
+
+
+async def _serve(opened: Future[BlockingPortal]) -> None:
+    async with BlockingPortal() as portal:
+        opened.set_result(portal)
+        await portal.sleep_until_stopped()
 
 
 def _close_at_exit(engine: Engine) -> Callable[[], None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -100,6 +101,8 @@ class RLM:
         )
         check(self.settings, api_key=self._api_key)
         self._engine = engine or Engine()
+        if engine is None:
+            weakref.finalize(self, self._engine.close, wait=False).atexit = False  # at exit the engine closes itself
 
     def start(self, prompt: Any, root_prompt: str | None = None) -> Run:
         """Start a run and give it back at once; see `completion` for the arguments."""

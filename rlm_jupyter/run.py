@@ -183,23 +183,29 @@ class Run:
                 isolation=ENVIRONMENTS[settings.environment],
             )
         )
+        answer: Answer = Answer("stopped")
         error: RLMError | None = None
-        answer = Answer("stopped")
-        with anyio.CancelScope() as self._scope:
+        # Cancelled from within (stop) the scope takes it; from without (the engine is closed) it is taken here: nothing
+        # below awaits, so the run still ends in a result.
+        with contextlib.suppress(anyio.get_cancelled_exc_class()), anyio.CancelScope() as self._scope:
             if self._stopping:
                 self._scope.cancel()
-            try:
-                answer = await self._within_time()
-            except LimitReached as reached:
-                answer = Answer("limit", limit=reached.limit, message=str(reached))
-            except RLMError as failure:
-                answer, error = Answer("failed"), failure
-            except Exception as failure:  # a bug of ours must end the run as a result too, or its trace would be lost
-                answer, error = Answer("failed"), RLMError(f"internal error: {type(failure).__name__}: {failure}")
-                error.__cause__ = failure
-        if self._scope.cancelled_caught:
-            answer, error = Answer("stopped"), RunStopped("stopped by the user")
+            answer, error = await self._outcome()
+        if answer.status == "stopped":
+            error = RunStopped("stopped by the user")
         return self._end(answer, error)
+
+    async def _outcome(self) -> tuple[Answer, RLMError | None]:
+        try:
+            return await self._within_time(), None
+        except LimitReached as reached:
+            return Answer("limit", limit=reached.limit, message=str(reached)), None
+        except RLMError as failure:
+            return Answer("failed"), failure
+        except Exception as failure:  # a bug of ours must end the run as a result too, or its trace would be lost
+            error = RLMError(f"internal error: {type(failure).__name__}: {failure}")
+            error.__cause__ = failure
+            return Answer("failed"), error
 
     async def _within_time(self) -> Answer:
         with anyio.move_on_after(self.settings.timeout) as clock:
