@@ -54,7 +54,9 @@ OUTPUT = BLOCK + f"padding:.1em .8em;border-left:2px solid {LINE};background-col
 ERROR = BLOCK + f"padding:.1em .8em;border-left:2px solid {BAD};background-color:transparent"
 SUMMARY = "cursor:pointer;padding:.3em 0"
 ROW = "display:inline-flex;justify-content:space-between;align-items:baseline;column-gap:1.5em;width:96%"
-LEFT = "min-width:0;overflow:hidden;text-overflow:ellipsis;white-space:nowrap"
+LEFT = "min-width:30%;flex-grow:1;overflow:hidden;text-overflow:ellipsis;white-space:nowrap"
+MIDDLE = "min-width:6em;overflow:hidden;text-overflow:ellipsis;white-space:nowrap;font-size:.9em"
+RIGHT = "flex-shrink:0;max-width:62%;text-align:right;font-size:.9em;opacity:.7"
 CALLS = (
     f"margin:.2em 0 .4em .4em;padding-left:.8em;border-left:2px solid {LINE};font-size:.92em;white-space:pre-wrap;"
     "word-wrap:break-word;max-height:36em;overflow:auto"
@@ -223,16 +225,12 @@ def _iteration(iteration: Iteration, drawn: Drawn, whole: bool, is_open: bool) -
     line = (
         f'<span style="{ROW}"><span style="{LEFT}"><span style="{MUTED}">{iteration.iteration}</span>&ensp;'
         f"{say(reading.teaser(iteration))}</span>"
-        f'<span style="white-space:nowrap;font-size:.9em">'
-        + (
-            f'<span style="{ink(BAD)}">{say(words.one_line(trouble, 44))}</span> <span style="{MUTED}">· '
-            if trouble
-            else f'<span style="{MUTED}">'
-        )
-        + f"{dotted(words.iteration_figures(iteration))}</span></span></span>"
+        + (f'<span style="{MIDDLE};{ink(BAD)}">{say(words.one_line(trouble, 80))}</span>' if trouble else "")
+        + f'<span style="{RIGHT}">{dotted(words.iteration_figures(iteration))}</span></span>'
     )
     if not whole:
-        return tag("div", f"border-top:1px solid {LINE};padding:.3em 0 .3em 1em", line)
+        gap = '<span style="display:inline-block;width:1em"></span>'
+        return tag("div", f"border-top:1px solid {LINE};padding:.3em 0", gap, line)
     parts: list[Part] = [
         f'<details{" open" if is_open else ""} style="border-top:1px solid {LINE}"><summary style="{SUMMARY}">{line}</summary>',
         '<div style="padding:.4em 0 .4em 1.1em">',

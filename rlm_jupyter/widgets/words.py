@@ -136,6 +136,13 @@ def setting(trace: Trace, name: str) -> Any:
     return trace.settings.get(name) if isinstance(trace.settings, dict) else None
 
 
+def elapsed(trace: Trace) -> float:
+    """Give the seconds of a run; of one whose end is not recorded, up to its last event."""
+    if trace.status != "running" or not trace.events:
+        return trace.seconds
+    return trace.events[-1].at - trace.started
+
+
 def models(trace: Trace) -> str:
     """Give the names of the models of the run, the root's first."""
     root = one_line(setting(trace, "model") or "", 60) or "model not told"
@@ -196,7 +203,7 @@ def headline(trace: Trace) -> list[str]:
         count(trace.requests, "request"),
         tokens(trace.usage),
         spent(trace),
-        duration(trace.seconds),
+        duration(elapsed(trace)),
         models(trace),
     ]
 
@@ -225,7 +232,7 @@ def totals(trace: Trace) -> list[tuple[str, str]]:
     rows.append(("tokens", f"{tokens(usage)} ({', '.join(parts)})" + ("; ~ is our estimate" if usage.estimated else "")))
     rows.append(("cost", spent(trace)))
     limit = _figure(setting(trace, "timeout"))
-    rows.append(("time", duration(trace.seconds) + (f" of at most {duration(limit)}" if limit else "")))
+    rows.append(("time", duration(elapsed(trace)) + (f" of at most {duration(limit)}" if limit else "")))
     environment = ": ".join(filter(None, (one_line(setting(trace, "environment") or "", 40), one_line(trace.isolation, 200))))
     if trace.kernel:
         environment += f" (kernel: {one_line(trace.kernel, 40)})"

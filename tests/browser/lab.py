@@ -95,7 +95,7 @@ def private_environment(base: Path) -> dict[str, str]:
         folder.mkdir(parents=True, exist_ok=True)
         environment[name] = str(folder)
     quiet = base / "jupyterlab_settings_dir" / "@jupyterlab" / "apputils-extension"
-    quiet.mkdir(parents=True)
+    quiet.mkdir(parents=True, exist_ok=True)
     settings = {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}
     (quiet / "notification.jupyterlab-settings").write_text(json.dumps(settings))
     return environment
