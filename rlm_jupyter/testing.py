@@ -53,7 +53,7 @@ class Reply:
     drop
         Close the connection without an answer.
     empty_choices, null_content, omit_usage, no_end
-        A completion without choices, without text, without usage; a stream without a finish reason and `[DONE]`.
+        A completion without choices, without text, without usage; a stream without a finish reason, usage and `[DONE]`.
     """
 
     text: str = ""
@@ -483,13 +483,13 @@ def _stream(request: Request, reply: Reply, omit_usage: bool) -> Iterator[bytes]
 
     if not reply.empty_choices:
         yield event(choice({"role": "assistant", "content": None if reply.null_content else ""}))
-        for start in range(0, len(reply.text), PIECE):
+        for start in range(0, 0 if reply.null_content else len(reply.text), PIECE):
             yield event(choice({"content": reply.text[start : start + PIECE]}))
         if not reply.no_end:
             yield event(choice({}, reply.finish_reason))
     options = request.body.get("stream_options")
     asked = isinstance(options, dict) and options.get("include_usage")
-    if asked and not omit_usage and not reply.omit_usage:
+    if asked and not (omit_usage or reply.omit_usage or reply.no_end):
         yield event([], usage=_usage(request, reply))
     if not reply.no_end:
         yield b"data: [DONE]\n\n"

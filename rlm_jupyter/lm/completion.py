@@ -144,6 +144,7 @@ class StreamedReply(_Reply):
         self._size = 0
         self._held = ""
         self._done = False
+        self._spoke = False
         self._rest: list[str] = []
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -167,6 +168,8 @@ class StreamedReply(_Reply):
         self._end()
         if not self._done and not self.finish_reason:
             raise LMReplyError(f"{self.where} cut the reply in the middle") from self._spent()
+        if not self._spoke and not self.refusal and self.finish_reason not in ("length", "content_filter"):
+            raise self._no_reply("a message without text" if self.finish_reason else "no choices")
 
     def _feed(self, chunk: bytes, last: bool = False) -> None:
         """Take the lines that are whole; a line that grows beyond what a reply may have ends in an error of the reader."""
@@ -204,6 +207,7 @@ class StreamedReply(_Reply):
         if isinstance(delta.get("refusal"), str):
             self.refusal = (self.refusal + delta["refusal"])[:1000]
         text = _text_of(delta.get("content"))
+        self._spoke = self._spoke or text is not None
         if text:
             self._size += len(text)
             if self._size > PROMPT_CAP:
