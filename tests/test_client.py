@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email.utils
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -15,11 +16,14 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rlm_jupyter.errors import LMError, LMRefused, LMReplyError, LMUnavailable
 from rlm_jupyter.events import Usage
 from rlm_jupyter.lm.client import Completion, Message, OpenAILM
-from rlm_jupyter.lm.failures import ParameterRefused, one_line, redact, retry_after
+from rlm_jupyter.lm.completion import StreamedReply, WholeReply
+from rlm_jupyter.lm.failures import Failure, ParameterRefused, one_line, redact, retry_after
 from rlm_jupyter.testing import Reply, Request, ScriptedServer
 
 pytestmark = pytest.mark.anyio
@@ -508,3 +512,72 @@ def test_a_line_is_one_printable_line_of_bounded_length() -> None:
     assert line.startswith("a b [31m c d")
     assert line.isprintable()
     assert len(line) <= 300
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["stop", "length", KEY]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["choices", "message", "delta", "content", "finish_reason", "usage", "error", "code", "refusal", "text"]
+            )
+            | st.text(max_size=3),
+            inner,
+            max_size=5,
+        )
+    ),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=JSON, noise=st.binary(max_size=30))
+def test_whatever_a_server_sends_is_a_completion_or_an_error_of_ours(data: Any, noise: bytes) -> None:
+    body = json.dumps(data).encode()
+
+    def check(completion: Completion) -> None:
+        assert KEY not in completion.text
+        completion.text.encode()
+        assert completion.usage is None or completion.usage.total_tokens >= 0
+
+    for whole in (body, noise, b'{"choices": [%s]}' % body, body[:-1]):
+        with contextlib.suppress(LMError, Failure):
+            check(WholeReply("server", KEY, whole).completion("m"))
+
+    async def read() -> None:
+        async def chunks() -> AsyncGenerator[bytes]:
+            for chunk in (b"data: " + body + b"\n\n", noise, b'\ndata: {"choices": [' + body + b"]}\r\n", b"data: [DONE]\n"):
+                yield chunk
+
+        pieces: list[str] = []
+        reply = StreamedReply("server", KEY, pieces.append)
+        await reply.read(chunks())
+        check(reply.completion("m"))
+
+    with contextlib.suppress(LMError, Failure):
+        anyio.run(read)
+
+
+NESTS = [
+    '{"error": %s}',
+    '{"error": {"message": %s}}',
+    '{"choices": [{"message": {"content": %s}}]}',
+    '{"choices": [{"message": {"content": "x"}, "finish_reason": %s}]}',
+    '{"usage": %s}',
+]
+
+
+@pytest.mark.parametrize("depth", [100, 900, 990, 5000])
+@pytest.mark.parametrize("place", NESTS)
+def test_deep_nesting_anywhere_is_no_surprise(place: str, depth: int) -> None:
+    body = (place % ("[" * depth + "]" * depth)).encode()
+    for status in (200, 400):
+        with contextlib.suppress(LMError):
+            try:
+                if status == 200:
+                    WholeReply("server", KEY, body).completion("m")
+                else:
+                    raise Failure(status, {}, body)
+            except Failure as failure:
+                raise failure.to_error("m", "server", KEY) from None

@@ -18,7 +18,7 @@ import anyio
 
 from rlm_jupyter.errors import LMError, LMRefused, LMReplyError
 from rlm_jupyter.events import Usage
-from rlm_jupyter.lm.failures import REDACTED, Failure, Spent, one_line
+from rlm_jupyter.lm.failures import REDACTED, Failure, Spent, one_line, word
 from rlm_jupyter.settings import MIB, PROMPT_CAP
 
 DRAIN_SECONDS = 0.25
@@ -99,11 +99,8 @@ class _Reply:
 
     def _check_error(self, data: dict[str, Any]) -> None:
         """Raise what a body with status 200 tells as its error, as gateways do."""
-        error = data.get("error")
-        if error:
-            code = error.get("code") if isinstance(error, dict) else None
-            status = code if type(code) is int and 400 <= code < 600 else 502
-            raise Failure(status, {}, json.dumps({"error": error}).encode())
+        if data.get("error"):
+            raise Failure.told_by(data["error"])
 
 
 class WholeReply(_Reply):
@@ -124,7 +121,7 @@ class WholeReply(_Reply):
         if not isinstance(choice, dict) or not isinstance(choice.get("message"), dict):
             raise self._no_reply("no choices")
         message = choice["message"]
-        self.finish_reason = str(choice.get("finish_reason") or "stop")[:50]
+        self.finish_reason = word(choice.get("finish_reason")) or "stop"
         refusal, text = message.get("refusal"), _text_of(message.get("content"))
         self.refusal = refusal if isinstance(refusal, str) else ""
         if text is None and not self.refusal and self.finish_reason not in ("length", "content_filter"):
@@ -199,8 +196,7 @@ class StreamedReply(_Reply):
                 self._choice(choices[0])
 
     def _choice(self, choice: dict[str, Any]) -> None:
-        if choice.get("finish_reason"):
-            self.finish_reason = str(choice["finish_reason"])[:50]
+        self.finish_reason = word(choice.get("finish_reason")) or self.finish_reason
         delta = choice.get("delta")
         if not isinstance(delta, dict):
             return

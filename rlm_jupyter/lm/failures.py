@@ -86,6 +86,11 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return None
 
 
+def word(value: Any) -> str:
+    """Give a short word that a provider sent as a str or int; '' for anything else."""
+    return str(value)[:100] if isinstance(value, str | int) and not isinstance(value, bool) else ""
+
+
 def _number(text: str | None) -> float | None:
     try:
         number = float(text) if text else math.nan
@@ -95,29 +100,44 @@ def _number(text: str | None) -> float | None:
 
 
 class Failure(Exception):
-    """A provider's answer that is an error: its status and what the body says in OpenAI's shape, if it is that."""
+    """A provider's answer that is an error: its status and what it says, in OpenAI's shape if it is that.
+
+    `told_by` makes it of what a body with another status holds as its `error`.
+    """
 
     def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         super().__init__(status)
         self.status, self.headers = status, headers
         self.message = self.code = self.kind = self.param = ""
-        self.html = body.lstrip()[:1] == b"<"
         text = body.decode("utf-8", "replace")
         try:
             data = json.loads(text)
         except (ValueError, RecursionError):
-            self.message = "" if self.html else text
+            self.message = "" if text.lstrip().startswith("<") else text
             return
-        self._read(data[0] if isinstance(data, list) and data else data)
+        data = data[0] if isinstance(data, list) and data else data
+        self._read(data.get("error", data) if isinstance(data, dict) else data)
 
-    def _read(self, data: Any) -> None:
-        error = data.get("error", data) if isinstance(data, dict) else data
+    @classmethod
+    def told_by(cls, error: Any) -> Failure:
+        """Give the failure that a reply with status 200 tells of."""
+        code = error.get("code") if isinstance(error, dict) else None
+        failure = cls(code if type(code) is int and 400 <= code < 600 else 502, {}, b"")
+        failure._read(error)
+        return failure
+
+    def _read(self, error: Any) -> None:
         if not isinstance(error, dict):
             self.message = error if isinstance(error, str) else ""
             return
         message = error.get("message", error.get("detail", ""))
-        self.message = message if isinstance(message, str) else json.dumps(message)[:4096]
-        self.code, self.kind, self.param = (str(error.get(name) or "")[:200] for name in ("code", "type", "param"))
+        if not isinstance(message, str):
+            try:
+                message = json.dumps(message, ensure_ascii=False)
+            except RecursionError:
+                message = ""
+        self.message = message
+        self.code, self.kind, self.param = (word(error.get(name)) for name in ("code", "type", "param"))
 
     @property
     def told(self) -> str:

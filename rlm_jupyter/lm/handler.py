@@ -8,10 +8,8 @@ outcomes and never as text, and after a cap is reached every further call is ref
 
 from __future__ import annotations
 
-import hashlib
 import random
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -19,11 +17,12 @@ import anyio
 
 from rlm_jupyter import events
 from rlm_jupyter.budget import Budget, RequestTooLarge, Reservation
-from rlm_jupyter.errors import LimitReached, LMError, LMRefused, SettingsError
+from rlm_jupyter.errors import LimitReached, LMError, LMRefused, ProtocolError, SettingsError
 from rlm_jupyter.events import Emit, Usage, clip
 from rlm_jupyter.kernels.messages import CallOutcome, CallRequest
 from rlm_jupyter.lm.client import LM, Completion, Message
 from rlm_jupyter.lm.failures import ParameterRefused, Spent
+from rlm_jupyter.lm.ledger import Entry, Ledger
 from rlm_jupyter.lm.prices import Price, price_of
 from rlm_jupyter.lm.providers import models_of
 from rlm_jupyter.settings import BATCH_CAP, MIB, PROMPT_CAP, RunSettings, did_you_mean
@@ -34,8 +33,6 @@ BACKOFF, BACKOFF_CAP = 0.5, 30.0
 """Seconds before the first retry, doubled for each further one, and the most."""
 ADAPTATIONS = 3
 """Requests sent again because a parameter is now sent otherwise; they are no retries."""
-LEDGER_CAP = 64 * MIB
-"""Characters of replies kept for the case that one is asked for again; of older ones only the ids are kept."""
 PART_SECONDS = 0.05
 """Text of a stream is told at most this often."""
 MESSAGE_BYTES, REQUEST_BYTES = 16, 64
@@ -76,17 +73,6 @@ class _Tally:
         return time.monotonic() - self.started
 
 
-@dataclass(slots=True)
-class _Entry:
-    """A call in the ledger: the hash of its body, and its outcomes once it has them (None again when they were dropped)."""
-
-    digest: bytes
-    done: anyio.Event = field(default_factory=anyio.Event)
-    outcomes: list[CallOutcome] | None = None
-    size: int = 0
-    made: bool = False
-
-
 class LMHandler:
     """The one place through which a run asks language models. Belongs to one event loop.
 
@@ -113,8 +99,7 @@ class LMHandler:
         self._models = models_of(settings)
         self._lms: dict[str, LM] = {}
         self._prices: dict[str, Price | None] = {}
-        self._ledger: OrderedDict[tuple[int, str], _Entry] = OrderedDict()
-        self._kept = 0
+        self._ledger = Ledger()
         self._limit_told = False
 
     @property
@@ -182,34 +167,27 @@ class LMHandler:
         refusal = self._refusal(request)
         if refusal:
             return _refused(refusal, count)
-        key, digest = (request.kernel, request.call), _digest(request)
-        entry = self._ledger.get(key)
+        try:
+            entry = self._ledger.find(request)
+        except ProtocolError as error:
+            return _refused(str(error), count)
         if entry is None:
-            if self._budget.limit is not None:
-                return self._over(count)
-            return await self._first(key, digest, request)
-        if entry.digest != digest:
-            return _refused("this call id was used before, for another call", count)
+            return self._over(count) if self._budget.limit is not None else await self._first(request)
         await entry.done.wait()
         if entry.outcomes is None:
             return _refused("this call was answered before and its reply is no longer kept", count)
-        return entry.outcomes
+        return list(entry.outcomes)
 
-    async def _first(self, key: tuple[int, str], digest: bytes, request: CallRequest) -> list[CallOutcome]:
-        entry = self._ledger[key] = _Entry(digest)
-        outcomes: list[CallOutcome] = [CallOutcome(error="stopped")] * len(request.prompts)
+    async def _first(self, request: CallRequest) -> list[CallOutcome]:
+        entry = self._ledger.begin(request)
+        outcomes = _refused("stopped", len(request.prompts))
         try:
             await self._all(request, entry, outcomes)
         finally:
-            entry.outcomes, entry.size = outcomes, sum(len(outcome.text or "") for outcome in outcomes)
-            entry.done.set()
-            if entry.made:
-                self._forget_old(entry.size)
-            else:  # nothing was asked: code that tries without end must not fill the ledger
-                del self._ledger[key]
+            self._ledger.finish(request, entry, outcomes)
         return outcomes
 
-    async def _all(self, request: CallRequest, entry: _Entry, outcomes: list[CallOutcome]) -> None:
+    async def _all(self, request: CallRequest, entry: Entry, outcomes: list[CallOutcome]) -> None:
         """Make the calls of a request, as many at once as the limiter may let through, in order."""
         if len(request.prompts) == 1:
             outcomes[0] = await self._one(request, entry, 0)
@@ -224,7 +202,7 @@ class LMHandler:
             for _ in range(min(len(request.prompts), self._settings.max_concurrency)):
                 group.start_soon(work)
 
-    async def _one(self, request: CallRequest, entry: _Entry, number: int) -> CallOutcome:
+    async def _one(self, request: CallRequest, entry: Entry, number: int) -> CallOutcome:
         """Make one sub-call: its events, and its outcome whatever happens."""
         if self._budget.limit is not None:
             return self._over(1)[0]
@@ -232,7 +210,7 @@ class LMHandler:
         size = byte_length(prompt) + MESSAGE_BYTES + REQUEST_BYTES
         if refusal := self._unsendable(model, size):
             return CallOutcome(error=refusal)
-        entry.made = True
+        entry.asked = True
         call = f"{request.call}.{number}" if request.batch else request.call
         batch = request.call if request.batch else ""
         tally, outcome = _Tally(), CallOutcome(error="stopped")
@@ -371,18 +349,6 @@ class LMHandler:
             self._limit_told = True
             self._emit(events.Notice(node=self._node, text=f"limit reached: {limit}"))
 
-    def _forget_old(self, size: int) -> None:
-        """Drop the oldest replies when more than `LEDGER_CAP` are kept; their ids stay, so that they are never asked again."""
-        self._kept += size
-        if self._kept <= LEDGER_CAP:
-            return
-        for entry in self._ledger.values():
-            if entry.outcomes is not None and entry.size:
-                self._kept -= entry.size
-                entry.outcomes, entry.size = None, 0
-                if self._kept <= LEDGER_CAP:
-                    return
-
 
 class _Parts:
     """Collects the text of a stream and tells it in pieces, not more often than every `PART_SECONDS`."""
@@ -421,17 +387,6 @@ class _Parts:
 def byte_length(text: str) -> int:
     """Give the size of `text` in UTF-8, lone surrogates included."""
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-
-
-def _digest(request: CallRequest) -> bytes:
-    """Hash a call's body, every part with its length so that no two bodies give one text."""
-    parts = [str(request.kernel), str(request.cell), str(request.batch), request.model or "", *request.prompts]
-    hasher = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        data = part.encode("utf-8", "surrogatepass")
-        hasher.update(b"%d:" % len(data))
-        hasher.update(data)
-    return hasher.digest()
 
 
 def _refused(error: str, count: int) -> list[CallOutcome]:
