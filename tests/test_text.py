@@ -11,6 +11,7 @@ from rlm_jupyter import events
 from rlm_jupyter.events import Event
 from rlm_jupyter.trace import Trace
 from rlm_jupyter.widgets import fit, text, words
+from tests.browser.lab import notebook, output_cell
 from tests.payloads import EVERYTHING, PAYLOADS, run_of, unseen
 from tests.runs import ANSWER, Script, fenced, long_run, short_run
 from tests.test_html import HUGE
@@ -251,3 +252,11 @@ def test_sizes_and_counts() -> None:
     assert words.count(1, "iteration") == "1 iteration"
     assert words.count(1_234, "retry") == "1,234 retries"
     assert words.count(2, "llm_query") == "2 llm_query"
+
+
+@pytest.mark.parametrize(
+    "shown", ["\n" * 5_000, 'a "quoted" \\ line\t\n' * 500, "漢字\n" * 500, ""], ids=["lines", "quotes", "wide", "empty"]
+)
+def test_the_weight_of_a_text_is_what_a_saved_notebook_spends_on_it(shown: str) -> None:
+    with_it, without = (len(notebook([output_cell({"text/plain": text_})]).encode()) for text_ in (shown, ""))
+    assert with_it - without <= fit.weight(shown) + 2 * fit.LINE
