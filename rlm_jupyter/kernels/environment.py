@@ -66,6 +66,7 @@ class Environment:
         self._count = 0
         self._ended: Exception | None = None
         self._heard = 0.0
+        self._overdue = False
         self._watch: asyncio.TimerHandle | None = None
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -140,6 +141,7 @@ class Environment:
         """Take a message of the supervisor. A ProtocolError closes the stream."""
         message = self._incoming.read(header, body)
         self._heard = asyncio.get_running_loop().time()
+        self._overdue = False
         if isinstance(message, wire.Ready):
             if message.protocol != wire.PROTOCOL:
                 raise ProtocolError(f"the supervisor speaks protocol {message.protocol}; this is {wire.PROTOCOL}")
@@ -173,7 +175,9 @@ class Environment:
     def _listen_for_silence(self) -> None:
         loop = asyncio.get_running_loop()
         left = self._heard + SILENCE_SECONDS - loop.time()
-        if left <= 0:
+        if left <= 0 and self._overdue:
             self.kill(KernelDied("The process that runs the kernels fell silent and was killed; every variable is lost."))
         elif self._ended is None:
+            # After a pause of our own the signs of life may be there, only unread: look once more.
+            self._overdue = left <= 0
             self._watch = loop.call_later(max(left, 1.0), self._listen_for_silence)

@@ -16,7 +16,7 @@ _SEQUENCE = re.compile(
     r"|\x1b[ -/]*[0-Z\\-~]"  # the short ones
 )
 _REST = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f]")
-_OPEN = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*$|\x1b[\]PX^_][^\x07\x1b\x9c]*\x1b?$|\x1b[ -/]*$|\r$")
+_OPEN = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*\Z|\x1b[\]PX^_][^\x07\x1b\x9c]*\x1b?\Z|\x1b[ -/]*\Z|\r\Z")
 
 
 def plain(text: str) -> str:

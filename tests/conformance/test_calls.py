@@ -87,7 +87,9 @@ async def test_calls_from_threads_run_at_the_same_time(repl: Session) -> None:
     kernel = await repl.environment.start_kernel(answer)
     repl.kernel, old = kernel, repl.kernel
     await old.close()
-    code = "from concurrent.futures import ThreadPoolExecutor\nwith ThreadPoolExecutor(50) as pool:\n    print(sum(map(int, pool.map(llm_query, map(str, range(50))))))"
+    await repl.ok("import concurrent.futures as f; pool = f.ThreadPoolExecutor(50)")
+    await repl.ok("with pool: replies = list(pool.map(llm_query, map(str, range(50))))")
+    code = "print(sum(map(int, replies)))"
     assert await repl.out(code) == str(sum(range(50)))
 
 

@@ -124,7 +124,9 @@ async def test_each_kernel_has_its_own_folder_home_and_temporary_folder(repl: Se
 
 
 async def test_raw_writes_are_captured_in_order(repl: Session) -> None:
-    code = "import os, sys\nprint('one')\nos.write(1, b'two\\n')\nos.system('echo three')\nprint('four')\nos.write(2, b'five\\n')\nNone"
+    code = (
+        "import os\nprint('one')\nos.write(1, b'two\\n')\nos.system('echo three')\nprint('four'); os.write(2, b'five\\n'); None"
+    )
     ran = await repl.ok(code)
     assert ran.out == "one\ntwo\nthree\nfour\n"
     assert ran.text("stderr") == "five\n"
@@ -166,7 +168,8 @@ async def test_lone_surrogates_and_binary_do_not_lose_the_output(repl: Session) 
 
 async def test_terminal_codes_are_taken_out_also_when_cut_in_two(repl: Session) -> None:
     ran = await repl.ok(
-        "import os, time\nos.write(1, b'\\x1b[3')\ntime.sleep(0.1)\nos.write(1, b'1mred\\x1b[0m \\x1b]0;title\\x07end\\n')\nNone"
+        "import os, time\nos.write(1, b'\\x1b[3')\ntime.sleep(0.1)\n"
+        "os.write(1, b'1mred\\x1b[0m \\x1b]0;title\\x07end\\n')\nNone"
     )
     assert ran.out == "red end\n"
 
@@ -222,9 +225,8 @@ print("still mine")
 
 
 async def test_what_a_thread_prints_after_its_cell_is_not_lost(repl: Session) -> None:
-    await repl.ok(
-        "import threading, time\ndef late():\n    time.sleep(0.2); print('late')\nthread = threading.Thread(target=late); thread.start()"
-    )
+    await repl.ok("import threading, time\ndef late():\n    time.sleep(0.2); print('late')")
+    await repl.ok("thread = threading.Thread(target=late); thread.start()")
     assert "late" in await repl.out("thread.join(); print('next')")
 
 

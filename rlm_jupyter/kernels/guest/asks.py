@@ -35,6 +35,7 @@ class AskConnection:
         self._outbox = Outbox()
         self._known = False
         self._waiting = False
+        self._full = False
         self._hello = self._loop.later(HELLO_SECONDS, self.close)
         self._loop.watch(sock.fileno(), self._ready)
 
@@ -56,7 +57,8 @@ class AskConnection:
         self._listener.forget(self)
 
     def _ready(self) -> None:
-        self._write()
+        if self._full:
+            self._write()
         if self._sock.fileno() < 0:
             return
         try:
@@ -95,7 +97,9 @@ class AskConnection:
         except OSError:
             self.close()
             return
-        self._loop.watch(self._sock.fileno(), self._ready, READ if done else READ | WRITE)
+        if done is self._full:
+            self._full = not done
+            self._loop.watch(self._sock.fileno(), self._ready, READ | WRITE if self._full else READ)
 
 
 class AskListener:

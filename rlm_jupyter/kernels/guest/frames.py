@@ -34,7 +34,7 @@ class FrameError(Exception):
 
 def pack(header: Header, body: bytes | memoryview = b"") -> list[bytes | memoryview]:
     """Give the pieces to write, in order, for one message."""
-    head = json.dumps(header, separators=(",", ":")).encode("ascii")
+    head = _ENCODER.encode(header).encode("ascii")
     if len(head) > HEADER_CAP:
         raise FrameError(f"a header of {len(head):,} bytes; at most {HEADER_CAP:,}")
     start = _LENGTH.pack(len(head)) + head
@@ -96,7 +96,7 @@ def _unpack(message: bytearray) -> tuple[Header, bytes]:
         raise FrameError(f"a header of {size:,} bytes in a message of {len(message):,}")
     end = _LENGTH.size + size
     try:
-        header = json.loads(message[_LENGTH.size : end].decode("ascii"), parse_constant=_refuse)
+        header = _DECODER.decode(message[_LENGTH.size : end].decode("ascii"))
     except (ValueError, RecursionError) as error:
         raise FrameError("a header that is not plain JSON") from error
     if type(header) is not dict:
@@ -106,6 +106,10 @@ def _unpack(message: bytearray) -> tuple[Header, bytes]:
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(constant)
+
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
+_DECODER = json.JSONDecoder(parse_constant=_refuse)
 
 
 class Outbox:

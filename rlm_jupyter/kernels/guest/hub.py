@@ -47,6 +47,7 @@ class Hub:
         self._stream = stream
         self._parser = Parser()
         self._outbox = Outbox()
+        self._full = False
         self._sent = 0
         self._slots = 0
         self._kernels: dict[int, GuestKernel] = {}
@@ -192,7 +193,8 @@ class Hub:
             self._shutdown()
 
     def _read(self) -> None:
-        self._write()
+        if self._full:
+            self._write()
         try:
             data = self._stream.recv(_READ_SIZE)
         except BlockingIOError:
@@ -215,7 +217,9 @@ class Hub:
         except OSError:
             self._shutdown()
             return
-        self.loop.watch(self._stream.fileno(), self._read, READ if done else READ | WRITE)
+        if done is self._full:
+            self._full = not done
+            self.loop.watch(self._stream.fileno(), self._read, READ | WRITE if self._full else READ)
 
     def _beat(self) -> None:
         host = self.settings.get("host_pid")

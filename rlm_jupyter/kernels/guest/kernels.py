@@ -432,7 +432,7 @@ class GuestKernel:
     def _call(self, work: Work, connection: AskConnection, header: Header, body: bytes) -> None:
         header = {**header, "kernel": self.number, "cell": work.cell}
         try:
-            call = wire.decode(header, body, (wire.Call,))
+            call = wire.decode(header, body, wire.CALL)
         except wire.WireError:
             connection.close()
             return

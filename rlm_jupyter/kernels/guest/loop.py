@@ -1,7 +1,7 @@
-"""One thread that waits for everything: zmq sockets, file descriptors and timers.
+"""One thread that waits for everything: file descriptors and timers, in one epoll (or kqueue).
 
-Plain descriptors live in an epoll (or kqueue) of their own, whose descriptor stands beside the zmq sockets in one zmq.Poller;
-so a thousand blocked callers cost nothing per turn.
+A zmq socket is watched by its descriptor, too; that is edge-triggered, so whoever owns the socket reads it dry after each
+operation of his own (see `shell.ShellChannel`). A thousand blocked callers cost nothing per turn.
 """
 
 from __future__ import annotations
@@ -12,9 +12,6 @@ import itertools
 import selectors
 import time
 from collections.abc import Callable
-from typing import Any
-
-import zmq
 
 Callback = Callable[[], None]
 READ = selectors.EVENT_READ
@@ -38,9 +35,6 @@ class Loop:
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
-        self._poller = zmq.Poller()
-        self._poller.register(self._selector.fileno(), zmq.POLLIN)
-        self._sockets: dict[Any, Callback] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._running = True
@@ -56,14 +50,6 @@ class Loop:
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(fd)
 
-    def watch_socket(self, socket: Any, callback: Callback) -> None:
-        self._sockets[socket] = callback
-        self._poller.register(socket, zmq.POLLIN)
-
-    def unwatch_socket(self, socket: Any) -> None:
-        if self._sockets.pop(socket, None) is not None:
-            self._poller.unregister(socket)
-
     def later(self, seconds: float, callback: Callback) -> Timer:
         timer = Timer(callback)
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._order), timer))
@@ -73,23 +59,18 @@ class Loop:
         self._running = False
 
     def run(self) -> None:
+        select, watched = self._selector.select, self._selector.get_map()
         while self._running:
-            ready = dict(self._poller.poll(self._patience()))
-            if self._selector.fileno() in ready:
-                for key, _ in self._selector.select(0):
-                    if self._selector.get_map().get(key.fd) is key:
-                        key.data()
-            for socket in [socket for socket in ready if socket in self._sockets]:
-                if socket in self._sockets:
-                    self._sockets[socket]()
-            self._fire()
+            for key, _ in select(self._patience()):
+                if watched.get(key.fd) is key:
+                    key.data()
+            if self._timers:
+                self._fire()
 
-    def _patience(self) -> int | None:
+    def _patience(self) -> float | None:
         while self._timers and self._timers[0][2].callback is None:
             heapq.heappop(self._timers)
-        if not self._timers:
-            return None
-        return max(int((self._timers[0][0] - time.monotonic()) * 1000) + 1, 0)
+        return max(self._timers[0][0] - time.monotonic(), 0) if self._timers else None
 
     def _fire(self) -> None:
         now = time.monotonic()

@@ -73,7 +73,7 @@ class Keeper:
 
 def _boundary(data: bytes, cut: int) -> int:
     """Step back from the middle of a character, three bytes at most."""
-    for back in range(min(4, cut)):
+    for back in range(min(4, cut + 1)):
         if data[cut - back] & 0xC0 != 0x80:
             return cut - back
     return cut

@@ -335,6 +335,7 @@ class Repl:
         if len(data) > self.caps["value"]:
             raise ValueError(f"an answer of {len(data):,} bytes; at most {self.caps['value']:,}: give a smaller one")
         path = secrets.token_hex(16)
+        os.makedirs(self.caps["finals"], mode=0o700, exist_ok=True)
         with open(os.path.join(self.caps["finals"], path), "xb") as file:
             file.write(data)
         answer, _ = self.channel.ask(

@@ -37,7 +37,8 @@ class ShellChannel:
         self._socket.reconnect_ivl_max = 20
         self._socket.sndhwm = self._socket.rcvhwm = 0
         self._socket.connect(address)
-        loop.watch_socket(self._socket, self._read)
+        self._fd = self._socket.fd
+        loop.watch(self._fd, self._read)
 
     def request(self, kind: str, content: dict[str, Any]) -> str:
         """Send a request; give its id."""
@@ -46,10 +47,12 @@ class ShellChannel:
         header = {"msg_id": name, "session": self._session, "username": "", "date": now, "msg_type": kind, "version": "5.3"}
         parts = [json.dumps(part).encode("ascii") for part in (header, {}, {}, content)]
         self._socket.send_multipart([_DELIMITER, self._sign(parts), *parts])
+        if self._socket.events & zmq.POLLIN:  # sending may have used up the edge that tells of it
+            self._loop.later(0, self._read)
         return name
 
     def close(self) -> None:
-        self._loop.unwatch_socket(self._socket)
+        self._loop.unwatch(self._fd)
         self._socket.close()
 
     def _sign(self, parts: list[bytes]) -> bytes:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -253,10 +253,16 @@ class Heartbeat(Message):
     kind = "heartbeat"
 
 
-TO_SUPERVISOR: tuple[type[Message], ...] = (Start, Context, Execute, Interrupt, Reply, GetValue, Close, Shutdown)
-TO_HOST: tuple[type[Message], ...] = (
+Known = Mapping[str, type[Message]]
+
+_TO_SUPERVISOR = (Start, Context, Execute, Interrupt, Reply, GetValue, Close, Shutdown)
+_TO_HOST = (
     Ready, Started, StartFailed, Loaded, Output, Call, Dropped, Done, ValuePart, Died, Closed, Heartbeat,
 )  # fmt: skip
+
+TO_SUPERVISOR: Known = {cls.kind: cls for cls in _TO_SUPERVISOR}
+TO_HOST: Known = {cls.kind: cls for cls in _TO_HOST}
+CALL: Known = {Call.kind: Call}
 
 
 def encode(message: Message) -> tuple[Header, bytes]:
@@ -272,10 +278,10 @@ def encode(message: Message) -> tuple[Header, bytes]:
     return header, body
 
 
-def decode(header: Header, body: bytes, known: Iterable[type[Message]]) -> Message:
+def decode(header: Header, body: bytes, known: Known) -> Message:
     """Read a message of one of the `known` types; WireError for anything else."""
     kind = header.get("kind")
-    cls = next((each for each in known if each.kind == kind), None)
+    cls = known.get(kind) if isinstance(kind, str) else None
     if cls is None:
         raise WireError(f"a message of unknown kind {str(kind)[:40]!r}")
     values = _read(cls, header, body, 1)
@@ -372,5 +378,5 @@ _READERS: dict[str, Callable[[object], Any]] = {
 
 _FIELDS: dict[type, tuple[tuple[str, Callable[[object], Any]], ...]] = {
     cls: tuple((field.name, _READERS[str(field.type)]) for field in dataclasses.fields(cls))
-    for cls in (*TO_SUPERVISOR, *TO_HOST, FinalInfo)
+    for cls in (*_TO_SUPERVISOR, *_TO_HOST, FinalInfo)
 }
