@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 VERSION = 1
 TEXT_CAP = 64 * 1024
@@ -222,20 +222,46 @@ _KINDS: dict[str, type[Event]] = {
 }  # fmt: skip
 
 
-def from_dict(data: dict[str, Any]) -> Event:
-    """Read an event back. A ValueError names what is missing, unknown or of another version."""
-    fields = dict(data)
+def from_dict(data: Any) -> Event:
+    """Read an event back. A ValueError names what is missing, unknown, of another type or of another version."""
+    fields = _object("an event", data)
     kind, version = fields.pop("kind", None), fields.pop("version", None)
     if version != VERSION:
         raise ValueError(f"an event of version {version!r}; this release reads version {VERSION}")
     cls = _KINDS.get(kind) if isinstance(kind, str) else None
     if cls is None:
         raise ValueError(f"an event of unknown kind {kind!r}")
-    names = {field.name for field in dataclasses.fields(cls)}
-    if unknown := fields.keys() - names:
-        raise ValueError(f"{kind} has unknown fields: {', '.join(sorted(map(str, unknown)))}")
-    if missing := names - fields.keys():
-        raise ValueError(f"{kind} lacks fields: {', '.join(sorted(missing))}")
-    if "usage" in names and get_type_hints(cls)["usage"] is Usage:
-        fields["usage"] = Usage(**fields["usage"])
+    return _read(cls, fields)
+
+
+def _object(name: str, data: Any) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise ValueError(f"{name} must be an object, not {type(data).__name__}")
+    return dict(data)
+
+
+_T = TypeVar("_T", Event, Usage)
+
+
+def _read(cls: type[_T], fields: dict[str, Any]) -> _T:
+    types = get_type_hints(cls)
+    if unknown := fields.keys() - types.keys():
+        raise ValueError(f"{cls.__name__} has unknown fields: {', '.join(sorted(map(str, unknown)))}")
+    if missing := types.keys() - fields.keys():
+        raise ValueError(f"{cls.__name__} lacks fields: {', '.join(sorted(missing))}")
+    for name, kind in types.items():
+        if kind is Usage:
+            fields[name] = _read(Usage, _object(name, fields[name]))
+        elif not isinstance(fields[name], _ACCEPTED[kind]):
+            raise ValueError(f"{cls.__name__}: {name} cannot be {fields[name]!r:.80}")
     return cls(**fields)
+
+
+_ACCEPTED: dict[Any, tuple[type, ...]] = {
+    str: (str,),
+    int: (int,),
+    float: (int, float),
+    bool: (bool,),
+    float | None: (int, float, type(None)),
+    dict[str, Any]: (dict,),
+}

@@ -274,7 +274,8 @@ class RLMMagics(Magics):
             show(feed.rest())
             assert stopped.result is not None
             result = stopped.result
-        view.finish()
+        finally:
+            view.finish()
         if out is not None:
             self._shell.user_ns[out] = result
         return result

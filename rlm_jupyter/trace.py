@@ -120,7 +120,13 @@ class Trace:
         return list(self._calls.values())
 
     def add(self, event: Event) -> None:
-        """Fold one event in."""
+        """Fold one event in. A ValueError where it speaks of a cell or a call that never began."""
+        try:
+            self._add(event)
+        except KeyError as unknown:
+            raise ValueError(f"{type(event).__name__} speaks of {unknown}, which never began") from None
+
+    def _add(self, event: Event) -> None:
         if not isinstance(event, events.LIVE_ONLY):
             self.events.append(event)
         match event:
@@ -184,8 +190,10 @@ class Trace:
 
     def _iteration(self, event: Event) -> Iteration:
         number: int = event.iteration  # type: ignore[attr-defined]
-        if not self.iterations or self.iterations[-1].iteration != number:
-            self.iterations.append(Iteration(number, event.at))
+        for iteration in reversed(self.iterations):
+            if iteration.iteration == number:
+                return iteration
+        self.iterations.append(Iteration(number, event.at))
         return self.iterations[-1]
 
     def _count(self, usage: Usage, cost: float | None, attempts: int) -> None:

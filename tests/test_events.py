@@ -106,3 +106,20 @@ def test_usage_adds_up_and_an_estimate_stays_one() -> None:
     total = Usage(1, 2, 3) + Usage(10, 20, 30, estimated=True) + Usage()
     assert total == Usage(11, 22, 33, estimated=True)
     assert total.total_tokens == 33
+
+
+@pytest.mark.parametrize("line", ["5", "null", '"text"', "[]", '{"kind": "Notice", "version": 1}'])
+def test_what_is_no_event_is_a_value_error(line: str) -> None:
+    with pytest.raises(ValueError, match="event|Notice"):
+        from_dict(json.loads(line))
+
+
+def test_a_field_of_another_type_is_a_value_error() -> None:
+    data = events.Notice(text="x").to_dict()
+    with pytest.raises(ValueError, match="text cannot be 5"):
+        from_dict(data | {"text": 5})
+    ended = events.RunEnded(
+        status="s", limit="", answer="", answer_type="", error="", calls=1, usage=events.Usage(), cost=None, seconds=1.0
+    ).to_dict()
+    with pytest.raises(ValueError, match="Usage lacks fields"):
+        from_dict(ended | {"usage": {}})

@@ -22,7 +22,7 @@ from tests.browser.lab import Browser, Lab, chromium, jupyter_lab, notebook, out
 from tests.payloads import ATTRIBUTES, EVERYTHING, PAYLOADS, TAGS, run_of
 from tests.payloads import Page as Parsed
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.needs("chromium"), pytest.mark.timeout(600)]
 
 TEXTS = [*(text for name, text in PAYLOADS.items() if not name.startswith("long")), EVERYTHING]
 CONTROL = {"text/html": "<p class='control'>$x^2$</p>", "text/plain": "control"}

@@ -1,0 +1,83 @@
+"""The magic itself in a real JupyterLab: seen live, stopped by the notebook's own button, saved without a widget."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+from playwright.sync_api import Page
+
+from rlm_jupyter.testing import Reply, ScriptedServer
+from tests.browser.lab import Browser, Lab, chromium, jupyter_lab
+from tests.models import answer, code
+
+pytestmark = [pytest.mark.needs("chromium"), pytest.mark.timeout(180)]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with jupyter_lab(tmp_path_factory.mktemp("lab")) as lab:
+        yield lab
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+def start(lab: Lab, browser: Browser, name: str, server: ScriptedServer) -> tuple[Page, Path]:
+    """Open a notebook with a magic cell and run it."""
+    magic = f"%%rlm --context docs --base-url {server.url} --model root --sub-model sub --out result\nWho is first?"
+    sources = ("%load_ext rlm_jupyter\ndocs = ['alpha', 'beta']", magic)
+    path = lab.save(name, [nbformat.v4.new_code_cell(source) for source in sources], trusted=True)  # type: ignore[no-untyped-call]
+    page = browser.open(lab.url(name, Path(name).stem))
+    page.locator(".jp-Notebook .jp-Cell").first.click()
+    page.wait_for_selector(".jp-NotebookPanel-toolbar [data-status=idle], .jp-Notebook-ExecutionIndicator[data-status=idle]")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.press("Control+Enter")
+    return page, path
+
+
+def save(page: Page, path: Path) -> list[dict[str, object]]:
+    page.keyboard.press("Escape")
+    with page.expect_response(lambda response: response.request.method == "PUT" and path.name in response.url):
+        page.keyboard.press("Control+s")
+    outputs: list[dict[str, object]] = json.loads(path.read_text(encoding="utf-8"))["cells"][1]["outputs"]
+    return outputs
+
+
+def test_a_run_is_seen_live_and_saved_as_static_html(lab: Lab, browser: Browser) -> None:
+    turns: list[Reply | str] = [
+        code("print('looked at', context)"),
+        Reply("Thinking about it " * 30, pause=0.05),
+        Reply(answer("context[0]"), hold=True),
+    ]
+    with ScriptedServer(models={"root": turns}) as server:
+        page, path = start(lab, browser, "live.ipynb", server)
+        page.get_by_text("Thinking about it").first.wait_for()
+        page.get_by_text("iteration 3 of 30").first.wait_for()
+        page.get_by_text("looked at").first.wait_for(state="attached")
+        server.release()
+        page.get_by_text("Answered").first.wait_for()
+        outputs = save(page, path)
+    text = json.dumps(outputs)
+    assert [sorted(output["data"]) for output in outputs] == [["text/html", "text/plain"]] * 2  # type: ignore[arg-type]
+    assert "alpha" in text
+    assert "widget-view" not in text
+    assert browser.foreign() == []
+
+
+def test_the_notebooks_stop_button_stops_a_run(lab: Lab, browser: Browser) -> None:
+    with ScriptedServer(models={"root": [code("print('before')"), code("while True: pass")]}) as server:
+        page, path = start(lab, browser, "stop.ipynb", server)
+        page.get_by_text("iteration 2 of 30").first.wait_for()
+        server.wait_for(2, ended=True)
+        page.locator("[data-command='notebook:interrupt-kernel'], button[title^='Interrupt']").first.click()
+        page.get_by_text("Stopped").first.wait_for()
+        page.get_by_text("RunStopped").first.wait_for()
+        text = json.dumps(save(page, path))
+    assert "before" in text
