@@ -23,6 +23,7 @@ from rlm_jupyter.errors import LMError, LMRefused, LMReplyError, LMUnavailable
 from rlm_jupyter.events import Usage
 from rlm_jupyter.lm.client import Completion, Message, OpenAILM
 from rlm_jupyter.lm.completion import StreamedReply, WholeReply
+from rlm_jupyter.lm.connection import Connection
 from rlm_jupyter.lm.failures import Failure, ParameterRefused, one_line, redact, retry_after
 from rlm_jupyter.testing import Reply, Request, ScriptedServer
 
@@ -393,6 +394,35 @@ async def test_a_packed_reply_is_refused_before_it_is_unpacked() -> None:
     assert server.requests[0].headers["accept-encoding"] == "identity"
 
 
+GARBAGE = {
+    "no http": b"hello\r\n\r\n",
+    "a bad status": b"HTTP/1.1 abc OK\r\nContent-Length: 2\r\n\r\n{}",
+    "a bad length": b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n{}",
+    "a bad chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nZZZ\r\n",
+    "a bad header": b"HTTP/1.1 200 OK\r\nContent Length\x00: 2\r\n\r\n{}",
+    "an endless header": b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000,
+    "other statuses": b"HTTP/1.1 204 No Content\r\n\r\n",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("name", GARBAGE)
+async def test_what_is_not_http_is_an_lm_error(name: str, stream: bool) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(GARBAGE[name])
+        with contextlib.suppress(ConnectionError):
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server, open_client(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1") as lm:
+        with pytest.raises(LMError) as caught:
+            await ask(lm, stream=stream)
+    assert len(str(caught.value)) < 420
+
+
 @contextmanager
 def plain_server(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -406,15 +436,18 @@ def plain_server(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
         thread.join(10)
 
 
-async def test_no_key_sends_no_authorization_whatever_the_environment_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+async def test_no_key_sends_no_authorization_whatever_the_environment_holds(
+    monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
     for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_WEBHOOK_SECRET"):
         monkeypatch.setenv(name, "canary-" + name)
     monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer canary\nX-Secret: canary")
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
     with ScriptedServer(["yes", "yes"]) as server:
         async with open_client(server.url) as lm, open_client(server.url, KEY) as other:
-            await ask(lm)
-            await ask(other)
+            await ask(lm, stream=stream)
+            await ask(other, stream=stream)
     none, ours = (request.headers for request in server.requests)
     assert "authorization" not in none
     assert ours["authorization"] == f"Bearer {KEY}"
@@ -427,6 +460,18 @@ async def test_the_environments_base_url_never_takes_a_key_elsewhere(monkeypatch
         async with open_client(server.url, KEY) as lm:
             assert (await ask(lm))[0].text == "yes"
     assert other.requests == []
+
+
+async def test_what_the_environment_says_for_openai_goes_to_openai_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Team: blue\nauthorization: Bearer other")
+    openais, others = Connection("https://api.openai.com/v1", KEY), Connection("https://api.openai.com.example/v1", KEY)
+    for connection, organisation, team in ((openais, "org-1", "blue"), (others, None, None)):
+        headers = connection.headers
+        assert headers.get("OpenAI-Organization") == organisation
+        assert headers.get("X-Team") == team
+        assert [value for name, value in headers.items() if name.lower() == "authorization"] == [f"Bearer {KEY}"]
+        await connection.aclose()
 
 
 async def test_a_redirect_is_not_followed() -> None:

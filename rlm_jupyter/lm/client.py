@@ -111,13 +111,12 @@ class OpenAILM:
         sent = _Sent(self._cap_name, on_text is not None and self._ask_usage)
         body = self._body(messages, max_output_tokens, sent, stream=on_text is not None)
         try:
-            with anyio.fail_after(timeout):
+            with anyio.CancelScope(deadline=anyio.current_time() + timeout):
                 connection = self._connection or await self._open()
                 return await self._exchange(connection, body, on_text)
         except Failure as failure:
             raise self._adapt(failure, sent) from failure.__cause__
-        except TimeoutError:
-            raise LMUnavailable(f"{self.where} gave no whole reply within {timeout:.3g} s") from Spent(None, None)
+        raise LMUnavailable(f"{self.where} gave no whole reply within {timeout:.3g} s") from Spent(None, None)
 
     async def aclose(self) -> None:
         connection, self._connection = self._connection, None
@@ -145,7 +144,7 @@ class OpenAILM:
         return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
     async def _exchange(self, connection: Connection, body: bytes, on_text: Callable[[str], None] | None) -> Completion:
-        response = await connection.post(body)
+        response = await connection.post(body, stream=on_text is not None)
         try:
             if on_text is not None and response.headers.get("content-type", "").startswith("text/event-stream"):
                 stream = StreamedReply(self.where, self.key, on_text)

@@ -123,6 +123,7 @@ class LMHandler:
         Pieces of the text go to `on_text`, or where there is none are told as `ReplyPart`.
         Raises `LMError` when no attempt succeeds and `LimitReached` when a cap is used up.
         """
+        self._lm(self._settings.model)  # a SettingsError before anything is reserved
         parts = _Parts(self._emit, self._node, iteration, on_text)
         size = REQUEST_BYTES + sum(byte_length(message["content"]) + MESSAGE_BYTES for message in messages)
         tally = _Tally()
