@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -42,11 +43,11 @@ def start(lab: Lab, browser: Browser, name: str, server: ScriptedServer) -> tupl
     return page, path
 
 
-def save(page: Page, path: Path) -> list[dict[str, object]]:
+def save(page: Page, path: Path) -> list[dict[str, Any]]:
     page.keyboard.press("Escape")
     with page.expect_response(lambda response: response.request.method == "PUT" and path.name in response.url):
         page.keyboard.press("Control+s")
-    outputs: list[dict[str, object]] = json.loads(path.read_text(encoding="utf-8"))["cells"][1]["outputs"]
+    outputs: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["cells"][1]["outputs"]
     return outputs
 
 
@@ -65,7 +66,7 @@ def test_a_run_is_seen_live_and_saved_as_static_html(lab: Lab, browser: Browser)
         page.get_by_text("Answered").first.wait_for()
         outputs = save(page, path)
     text = json.dumps(outputs)
-    assert [sorted(output["data"]) for output in outputs] == [["text/html", "text/plain"]] * 2  # type: ignore[arg-type]
+    assert [sorted(output["data"]) for output in outputs] == [["text/html", "text/plain"]] * 2
     assert "alpha" in text
     assert "widget-view" not in text
     assert browser.foreign() == []
