@@ -118,33 +118,38 @@ async def test_p20_retry_after_is_honoured_up_to_the_deadline_and_no_further() -
     assert len(server.requests) == 1
 
 
-ECHOES: dict[str, Reply] = {
-    "401": Reply(status=401, error={"message": f"Incorrect API key provided: {KEY}. You can find it at ..."}),
-    "masked": Reply(status=401, error={"message": f"Incorrect API key provided: {KEY[:14]}{'*' * 20}{KEY[-4:]}."}),
-    "500 with headers": Reply(status=500, error={"message": f"request had Authorization: Bearer {KEY}"}, headers=SOON),
-    "text": Reply(status=400, body=f"bad header {KEY}"),
-    "page": Reply(status=400, body=f"<pre>Authorization: Bearer {KEY}</pre>"),
-    "in a field": Reply(status=400, error={"message": {"headers": {"authorization": KEY}}, "param": KEY}),
-    "across a cut": Reply(status=400, error={"message": "x" * 290 + KEY}),
-    "reply": Reply(f"you sent {KEY}, thank you"),
-    "refusal": Reply(body=json.dumps({"choices": [{"message": {"content": None, "refusal": f"not with {KEY}"}}]})),
-    "error in 200": Reply(body=json.dumps({"error": {"message": f"bad {KEY}"}}), headers=SOON),
-}
+PLAIN_KEY = "Can4ryCan5ryCan6ryCan7ryCan8ryCan9ry"
 
 
-@pytest.mark.parametrize("name", ECHOES)
-async def test_p21_a_key_that_the_provider_repeats_is_in_no_error_event_or_reply(name: str) -> None:
-    with ScriptedServer(lambda request: ECHOES[name]) as server:
-        async with open_side(server.url, api_key=KEY, max_retries=1) as side:
+def echoes(key: str) -> dict[str, Reply]:
+    return {
+        "401": Reply(status=401, error={"message": f"Incorrect API key provided: {key}. You can find it at ..."}),
+        "masked": Reply(status=401, error={"message": f"Incorrect API key provided: {key[:14]}{'*' * 20}{key[-4:]}."}),
+        "500 with headers": Reply(status=500, error={"message": f"request had Authorization: Bearer {key}"}, headers=SOON),
+        "text": Reply(status=400, body=f"bad header {key}"),
+        "page": Reply(status=400, body=f"<pre>Authorization: Bearer {key}</pre>"),
+        "in a field": Reply(status=400, error={"message": {"headers": {"authorization": key}}, "param": key}),
+        "across a cut": Reply(status=400, error={"message": "x" * 290 + key}),
+        "reply": Reply(f"you sent {key}, thank you"),
+        "refusal": Reply(body=json.dumps({"choices": [{"message": {"content": None, "refusal": f"not with {key}"}}]})),
+        "error in 200": Reply(body=json.dumps({"error": {"message": f"bad {key}"}}), headers=SOON),
+    }
+
+
+@pytest.mark.parametrize("key", [KEY, PLAIN_KEY])
+@pytest.mark.parametrize("name", list(echoes("")))
+async def test_p21_a_key_that_the_provider_repeats_is_in_no_error_event_or_reply(name: str, key: str) -> None:
+    with ScriptedServer(lambda request: echoes(key)[name]) as server:
+        async with open_side(server.url, api_key=key, max_retries=1) as side:
             (outcome,) = await side.call("hi")
             told = ""
             try:
                 told = (await side.handler.ask(ASK, 1)).text
             except LMError as error:
                 told = str(error) + repr(error.__cause__) + repr(error.__context__)
-    assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"
+    assert server.requests[0].headers["authorization"] == f"Bearer {key}"
     everything = json.dumps([event.to_dict() for event in side.events]) + repr(outcome) + told
-    for piece in (KEY[n : n + 8] for n in range(len(KEY) - 7)):
+    for piece in (key[n : n + 8] for n in range(len(key) - 7)):
         assert piece not in everything
     assert (outcome.text or outcome.error or "").strip()
 
