@@ -220,8 +220,10 @@ def _write_private(path: str, data: bytes) -> None:
 
 
 def _remove(folder: str) -> None:
-    """Remove the run's folder, after killing what may still work in it."""
-    if os.path.isdir(folder):
+    """Remove the run's folder, after killing what may still work in it; again, if something was quicker."""
+    for _ in range(3):
+        if not os.path.isdir(folder):
+            return
         processes.sweep(folder)
         shutil.rmtree(folder, ignore_errors=True)
 

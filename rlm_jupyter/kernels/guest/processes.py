@@ -8,11 +8,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 import signal
 import sys
+import time
 from collections.abc import Iterable
 
 LINUX = sys.platform == "linux"
+SWEEP_SECONDS = 1.0
 _SET_PDEATHSIG = 1
 _SET_CHILD_SUBREAPER = 36
 
@@ -88,8 +91,21 @@ def kill_group(pid: int, number: int) -> None:
             os.kill(pid, number)
 
 
-def sweep(folder: str, spare: int = 0) -> list[int]:
-    """Kill whatever still carries the run's folder, after its supervisor is gone; give what was found."""
-    found = [pid for pid in parents() if pid not in (os.getpid(), spare) and belongs_to(pid, folder)]
+def sweep(folder: str) -> bool:
+    """Kill whatever still carries the folder of a run whose supervisor is gone, and wait for its end; whether there was any."""
+    found = [pid for pid in parents() if pid != os.getpid() and belongs_to(pid, folder)]
+    handles: list[int] = []
+    for pid in found:
+        with contextlib.suppress(OSError):
+            handles.append(os.pidfd_open(pid))
     kill(found)
-    return found
+    waiting = select.poll()
+    for handle in handles:
+        waiting.register(handle, select.POLLIN)
+    deadline = time.monotonic() + SWEEP_SECONDS
+    for _ in handles:
+        for handle, _ in waiting.poll(max(deadline - time.monotonic(), 0) * 1000):
+            waiting.unregister(handle)
+    for handle in handles:
+        os.close(handle)
+    return bool(found)

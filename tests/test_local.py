@@ -1,0 +1,176 @@
+"""Launch, settings and tear-down of kernels on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rlm_jupyter.errors import KernelDied, KernelStartError, SettingsError
+from rlm_jupyter.kernels.local import check_kernel, clean_environment, open_local
+from tests.conformance.driving import Session, session
+
+pytestmark = pytest.mark.anyio
+
+
+def add_kernelspec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, **spec: object) -> None:
+    folder = tmp_path / "kernels" / name
+    folder.mkdir(parents=True)
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (folder / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": name, "language": "python", **spec}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A temporary folder in which nobody else's runs lie."""
+    with tempfile.TemporaryDirectory(prefix="t-") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
+
+
+def test_only_harmless_variables_are_handed_on() -> None:
+    given = {
+        "PATH": "/bin", "LANG": "C", "LC_ALL": "C", "TZ": "UTC", "CONDA_PREFIX": "/c", "https_proxy": "http://p",
+        "NO_PROXY": "x", "SSL_CERT_FILE": "/ca", "OPENAI_API_KEY": "1", "ANTHROPIC_API_KEY": "2", "MODAL_TOKEN_ID": "3",
+        "JUPYTER_TOKEN": "4", "JPY_PARENT_PID": "5", "AWS_SECRET_ACCESS_KEY": "6", "HOME": "/home/me",
+        "CONDA_TOKEN": "7", "ANYTHING": "8",
+    }  # fmt: skip
+    kept = clean_environment(given)
+    assert set(kept) == {
+        "PATH", "LANG", "LC_ALL", "TZ", "CONDA_PREFIX", "https_proxy", "NO_PROXY", "SSL_CERT_FILE", "PYTHONUSERBASE"
+    }  # fmt: skip
+
+
+def test_an_unknown_kernel_is_refused_with_a_near_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_kernelspec(tmp_path, monkeypatch, "analysis")
+    check_kernel("analysis")
+    with pytest.raises(SettingsError, match="did you mean analysis"):
+        check_kernel("analisys")
+
+
+def test_a_kernel_of_another_language_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_kernelspec(tmp_path, monkeypatch, "ir", language="R")
+    with pytest.raises(SettingsError, match="runs R"):
+        check_kernel("ir")
+
+
+async def test_another_kernelspec_is_started_cold_with_its_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_kernelspec(tmp_path, monkeypatch, "mine", env={"OF_THE_SPEC": "yes"})
+    async with session(lambda: open_local("mine")) as repl:
+        assert repl.kernel.how == "cold"
+        assert await repl.out("import os; print(os.environ['OF_THE_SPEC'], llm_query('a'))") == "yes A"
+
+
+async def test_a_kernel_that_does_not_come_up_is_told_with_its_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_kernelspec(tmp_path, monkeypatch, "broken", argv=[sys.executable, "-c", "raise SystemExit('no such package')"])
+    environment = await open_local("broken")
+    try:
+        with pytest.raises(KernelStartError, match="no such package"):
+            await Session(environment).start()
+    finally:
+        await environment.close()
+
+
+async def test_a_command_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_kernelspec(tmp_path, monkeypatch, "missing", argv=["/nonexistent/python", "-f", "{connection_file}"])
+    environment = await open_local("missing")
+    try:
+        with pytest.raises(KernelStartError, match="FileNotFoundError"):
+            await Session(environment).start()
+    finally:
+        await environment.close()
+
+
+async def test_a_supervisor_that_cannot_start_is_told(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(KernelStartError, match="did not start"):
+        await open_local()
+    assert os.listdir(runs) == []
+
+
+async def test_the_first_kernel_is_forked_and_the_next_one_spare() -> None:
+    async with session() as repl:
+        assert repl.kernel.how == "forked"
+        await repl.ok("import time; time.sleep(1)")
+        second = await Session(repl.environment).start()
+        assert second.kernel.how == "spare"
+        assert await second.out("print('here')") == "here"
+
+
+async def test_without_a_spare_every_kernel_is_forked() -> None:
+    async with session(lambda: open_local(how="forked")) as repl:
+        await repl.ok("import time; time.sleep(0.5)")
+        assert [(await Session(repl.environment).start()).kernel.how for _ in range(2)] == ["forked", "forked"]
+
+
+async def test_many_kernels_leave_nothing_behind() -> None:
+    async with session() as repl:
+        supervisor = psutil.Process(repl.kernel.pid).parent()
+        assert supervisor is not None
+        supervisor = supervisor.parent()
+        assert supervisor is not None
+
+        async def use() -> None:
+            other = await Session(repl.environment).start()
+            assert await other.out("print(1)") == "1"
+            await other.kernel.close()
+
+        def figures() -> tuple[int, int, int]:
+            assert supervisor is not None
+            tree = [supervisor, *supervisor.children()]
+            return (
+                len(supervisor.children(recursive=True)),
+                sum(map(psutil.Process.num_fds, tree)),
+                supervisor.memory_info().rss,
+            )
+
+        for _ in range(10):
+            await use()
+        processes, files, memory = figures()
+        for _ in range(200):
+            await use()
+        after = figures()
+        zombies = [child for child in supervisor.children(recursive=True) if child.status() == psutil.STATUS_ZOMBIE]
+        assert zombies == []
+        assert after[0] <= processes + 1
+        assert after[1] <= files + 12
+        assert after[2] <= memory + 8 * 2**20
+
+
+async def test_kernels_without_their_warmed_parent_are_started_cold() -> None:
+    async with session() as repl:
+        parent = psutil.Process(repl.kernel.pid).parent()
+        assert parent is not None
+        parent.kill()
+        with pytest.raises(KernelDied, match="SIGKILL"):
+            await repl.run("import time; time.sleep(60)")
+        other = await Session(repl.environment).start()
+        assert other.kernel.how == "cold"
+        assert await other.out("print(llm_query('a'))") == "A"
+
+
+async def test_environments_run_side_by_side() -> None:
+    async with session() as one, session() as two:
+        await asyncio.gather(one.ok("mine = 1"), two.ok("mine = 2"))
+        assert (await one.out("print(mine)"), await two.out("print(mine)")) == ("1", "2")
+
+
+async def test_a_closed_environment_says_so() -> None:
+    async with session() as repl:
+        pass
+    with pytest.raises(KernelDied, match="closed"):
+        await repl.run("1")
+    with pytest.raises(KernelDied, match="closed"):
+        await Session(repl.environment).start()
+    await repl.kernel.close()
+    await repl.environment.close()
