@@ -116,11 +116,7 @@ class Node:
 
     async def _ask(self, iteration: int) -> replies.Reply:
         self._emit(events.IterationStarted(iteration=iteration, of=self._settings.max_iterations))
-
-        def on_text(text: str) -> None:
-            self._emit(events.ReplyPart(iteration=iteration, text=text))
-
-        reply = await self._handler.ask(self._messages, iteration, on_text)
+        reply = await self._handler.ask(self._messages, iteration)
         self._messages.append({"role": "assistant", "content": reply.text})
         return replies.read(reply.text, truncated=reply.finish_reason == "length")
 

@@ -60,13 +60,16 @@ def _whole(text: str) -> int:
     return int(text.replace("_", "").replace(",", ""))
 
 
-def _whole_or_none(text: str) -> int | None:
-    return None if text.lower() == "none" else _whole(text)
+def _whole_or_none(text: str) -> int | object:
+    return NO_CAP if text.lower() == "none" else _whole(text)
 
 
-def _number_or_none(text: str) -> float | None:
-    return None if text.lower() == "none" else float(text)
+def _number_or_none(text: str) -> float | object:
+    return NO_CAP if text.lower() == "none" else float(text)
 
+
+NO_CAP = object()
+"""What `none` is read as: that an option was not given is told apart from it."""
 
 for _read, _name in ((_whole, "whole number"), (_whole_or_none, "whole number"), (_number_or_none, "number")):
     _read.__name__ = _name  # argparse names the type in its message
@@ -123,7 +126,7 @@ class RLMMagics(Magics):
     @argument("-o", "--out", metavar="NAME", help="The variable that receives the result, also a partial one.")
     @argument("--max-iterations", type=_whole, metavar="N", help="Turns of the root LM. Default: 30.")
     @argument("--max-calls", type=_whole, metavar="N", help="LM requests of every kind, retries included. Default: 1000.")
-    @argument("--max-tokens", type=_whole_or_none, metavar="N", help="Tokens in and out of the whole run. Default: no cap.")
+    @argument("--max-tokens", type=_whole_or_none, metavar="N", help="Tokens in and out of the whole run. Default: none.")
     @argument(
         "--max-cost",
         type=_number_or_none,
@@ -182,7 +185,7 @@ class RLMMagics(Magics):
 
         def chosen(name: str) -> Any:
             given = getattr(options, name)
-            return getattr(self, name) if given is None else given
+            return getattr(self, name) if given is None else None if given is NO_CAP else given
 
         caps = ("max_iterations", "max_calls", "max_tokens", "max_cost", "timeout", "max_concurrency", "max_output_tokens")
         return RunSettings(
@@ -193,7 +196,7 @@ class RLMMagics(Magics):
             environment=chosen("env"),
             kernel=chosen("kernel") or None,
             setup_code=self._setup_code(options.setup_code),
-            cost_is_explicit=options.max_cost is not None,
+            cost_is_explicit=options.max_cost not in (None, NO_CAP),
             keep_trace=not options.no_trace,
             **{name: chosen(name) for name in caps},
         )

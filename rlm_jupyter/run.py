@@ -7,6 +7,7 @@ thread, before anything is started or spent.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import queue
@@ -216,6 +217,7 @@ class Run:
 
     async def _in_environment(self) -> Answer:
         settings = self.settings
+        asyncio.get_running_loop().run_in_executor(None, providers.warm_up, settings)
         environment = await self._engine.lease(settings.kernel)
         healthy = False
         try:

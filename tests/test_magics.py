@@ -137,6 +137,13 @@ def test_defaults_come_from_traits_and_environment_variables(monkeypatch: pytest
         assert " 5" in shell.run("%rlm status").output
 
 
+def test_none_takes_a_cap_away(shell: Shell) -> None:
+    ran = shell.run("%%rlm --context docs --model demo --max-cost none --max-tokens 9_000 --out r --view none\nWhich is 'one'?")
+    assert ran.error is None
+    settings = shell.namespace["r"].trace.settings
+    assert (settings["max_cost"], settings["max_tokens"]) == (None, 9000)
+
+
 def test_a_variable_that_is_no_value_is_told_and_not_used(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

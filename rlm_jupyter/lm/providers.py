@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -138,3 +139,9 @@ def open_lm(model: str, settings: RunSettings, *, api_key: str | None = None) ->
         return DemoLM()
     endpoint = find_endpoint(model, settings, api_key)
     return OpenAILM(endpoint.model, endpoint.base_url, endpoint.key, settings.sampling)
+
+
+def warm_up(settings: RunSettings) -> None:
+    """Import what the models of a run need, which takes up to a second the first time: called while a kernel starts."""
+    if not all(is_demo(model, settings) for model in models_of(settings)):
+        importlib.import_module("rlm_jupyter.lm.connection")
