@@ -40,6 +40,37 @@ DEFINE = (
     "What file is {name} defined in?",
     "In what module is {the_kind}{name} implemented?",
     "Where does {name} get defined?",
+    "Which file defines the name {name}?",
+    "Where's {name} defined?",
+    "Where in the standard library is {the_kind}{name} defined?",
+    "Show me where {name} is declared",
+    "which file has the definition of {name}",
+    "Which module is {name} defined in?",
+    "{name} is defined in which file?",
+    "In which module can I find {the_kind}{name}?",
+    "Locate {the_kind}{name}",
+    "Which file holds the definition of {the_kind}{name}?",
+    "which file defines {name}",
+    "Where does {the_kind}{name} live?",
+    "Which of the files defines {name}, and on what line?",
+    "where is {name}()?",
+    "Which python file implements {the_kind}{name}?",
+    "Tell me which file defines {the_kind}`{name}` and at which line",
+    "Which file declares {the_kind}{name}?",
+    "What module does {name} come from?",
+    "Which file and line define {name}?",
+    "From which file does {the_kind}{name} come?",
+    "Where is {the_kind}named {name} defined?",
+    "file defining {name}",
+    "Which file defines a {name}?",
+    'Which file defines "{name}"?',
+)
+METHOD = (
+    "Where is {owner}.{name} defined?",
+    "Which file defines {owner}.{name}?",
+    "Which file defines the method {name} of the class {owner}?",
+    "In which file is the method {name} of {owner} defined?",
+    "Where is the method {owner}.{name} implemented?",
 )
 CONTAIN = (
     "Which file contains {quoted}?",
@@ -53,12 +84,40 @@ CONTAIN = (
     "Find the file that contains {quoted}.",
     "What file has {quoted} in it?",
     "which file contains the following text: {quoted}",
+    "In which file can I find {quoted}?",
+    "Which file contains the exact text {quoted}?",
+    "Where can the string {quoted} be found?",
+    "Which of these files contains {quoted}?",
+    "Find {quoted}",
+    "Where is the text {quoted}?",
+    "Where is {quoted}?",
+    "Which file mentions {quoted}?",
+    "Which source has the line {quoted}?",
+    "On which line of which file is {quoted}?",
+    "What is the file that contains the text {quoted}?",
+    "Which file has a line that reads {quoted}?",
+    "What file contains the phrase {quoted}?",
+    "Locate the text {quoted}.",
+    "Which file contains this: {quoted}",
+    "In what file does the comment {quoted} appear?",
+    "Which file contains the string literal {quoted}?",
+    "Which file includes {quoted} somewhere?",
+    "Which module has {quoted}?",
 )
 BARE_CONTAIN = (
     "Which file contains {text}?",
     "Which file contains the text {text}?",
     "Which file contains the line {text}",
     "which file contains: {text}",
+    "which file contains {text}",
+    "Which file contains the string {text}?",
+    "Which module contains {text}?",
+    "Which source file contains the code {text}?",
+    "In which file is the text {text}?",
+    "What file contains the exact text {text}",
+    "Where does the text {text} appear?",
+    "Which file mentions {text}?",
+    "Which file has the line {text}",
 )
 VALUE = (
     "What is the value of {name} in module {module}?",
@@ -73,6 +132,29 @@ VALUE = (
     "What is {module}.{name}?",
     "What is the value of `{name}` in `{module}`?",
     "In module {module}, what is the value of {name}?",
+    "What's {name} in {module}?",
+    "what is the value of constant {name} in module {module}",
+    "Give the value of {name} from {module}.",
+    "Which value has {name} in {module}?",
+    "What is the constant {name} in {module} set to?",
+    "What is the value assigned to {name} in module {module}?",
+    "What does {module} set {name} to?",
+    "Tell me the value of {module}.{name}",
+    "In the module {module}, what's the value of {name}?",
+    "To what is {name} set in {module}?",
+    "What is the value of the variable {name} defined in {module}?",
+    "How is {name} defined in {module}?",
+    "What value is {name} given in module '{module}'?",
+    "value of {name} in {module}",
+    "What is the {name} constant in {module}?",
+    "What's the value of {name} of the {module} module?",
+    "Find the value of {name} in module {module}.",
+    "What is the default value of {name} in {module}?",
+    "What is {name} equal to in the file {module}?",
+    "In module {module} what is {name}?",
+    "{module}: what is the value of {name}?",
+    "What is the value of {name}, in module {module}?",
+    "which value does the constant {name} of module {module} have?",
 )
 _TEST = re.compile(r"(^|/)_*(tests?)(/|_|\.)|(^|/)test_|_test\.py$")
 
@@ -101,12 +183,15 @@ class _Definition:
     kind: str
     top: bool
     value: str = ""
+    owner: str = ""
 
 
 def standard_library() -> dict[str, str]:
     """The sources of the running Python's standard library: relative path to text."""
     root = Path(sysconfig.get_path("stdlib"))
-    paths = (path for path in sorted(root.rglob("*.py")) if "site-packages" not in path.parts and "dist-packages" not in path.parts)
+    paths = (
+        path for path in sorted(root.rglob("*.py")) if "site-packages" not in path.parts and "dist-packages" not in path.parts
+    )
     return {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8", errors="replace") for path in paths}
 
 
@@ -126,7 +211,8 @@ def _definitions(path: str, text: str) -> Iterator[_Definition]:
                 yield _Definition(child.name, path, child.lineno, "class", top)
             elif isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 kind = "method" if isinstance(node, ast.ClassDef) else "function"
-                yield _Definition(child.name, path, child.lineno, kind, top)
+                owner = node.name if isinstance(node, ast.ClassDef) else ""
+                yield _Definition(child.name, path, child.lineno, kind, top, owner=owner)
             elif isinstance(child, (ast.Assign, ast.AnnAssign)):
                 value = ast.get_source_segment(text, child.value) if child.value and top else ""
                 targets = child.targets if isinstance(child, ast.Assign) else [child.target]
@@ -148,6 +234,7 @@ class Sampler:
             for definition in _definitions(path, sources[path]):
                 self._by_name[definition.name].append(definition)
         self._names = sorted(name for name in self._by_name if len(name) > 2)
+        self._methods = [d for name in self._names for d in self._by_name[name] if d.owner]
         self._constants = sorted(
             {(d.path, d.name) for name in self._names for d in self._by_name[name] if d.top and d.value and d.name.isupper()}
         )
@@ -162,11 +249,28 @@ class Sampler:
         return found
 
     def _define(self) -> Question | None:
+        return self._method() if self._random.random() < 0.15 else self._plain()
+
+    def _method(self) -> Question | None:
+        """A method by its class: `Owner.name`, `name of class Owner`; the name alone would often fit several files."""
+        method = self._random.choice(self._methods)
+        owners = [d for d in self._by_name[method.owner] if d.kind == "class"]
+        if _TEST.search(method.path) or method.name.startswith("__") or {d.path for d in owners} != {method.path}:
+            return None
+        text = self._random.choice(METHOD).format(name=method.name, owner=method.owner)
+        lines = frozenset(d.line for d in self._by_name[method.name] if (d.path, d.owner) == (method.path, method.owner))
+        return Question("define", text, method.path, lines)
+
+    def _plain(self) -> Question | None:
         name = self._random.choice(self._names)
         if name.startswith("__") or (name.startswith("test") and self._random.random() < 0.9):
             return None
         all_of = self._by_name[name]
-        tiers = [[d for d in all_of if bool(_TEST.search(d.path)) == test and d.top == top] for test in (False, True) for top in (True, False)]
+        tiers = [
+            [d for d in all_of if bool(_TEST.search(d.path)) == test and d.top == top]
+            for test in (False, True)
+            for top in (True, False)
+        ]
         best = next(tier for tier in tiers if tier)
         kinds = {d.kind for d in best}
         nested_variable = kinds == {"constant"} and not best[0].top
@@ -176,7 +280,8 @@ class Sampler:
             return None
         kind = next(iter(kinds))
         text = self._random.choice(DEFINE).format(name=name, the_kind=f"the {kind} " if self._random.random() < 0.7 else "")
-        return Question("define", text, best[0].path, frozenset(d.line for d in best))
+        nested = {d.line for d in all_of if d.path == best[0].path and d.kind != "constant"}
+        return Question("define", text, best[0].path, frozenset(d.line for d in best) | nested)
 
     def _contain(self) -> Question | None:
         path = self._random.choice(self._paths)
@@ -193,7 +298,7 @@ class Sampler:
         if self._random.random() < 0.25:
             text = self._random.choice(BARE_CONTAIN).format(text=line)
         else:
-            first, last = self._random.choice(["''", '""', "``", "“”"])
+            first, last = self._random.choice([("'", "'"), ('"', '"'), ("`", "`"), ("“", "”")])
             text = self._random.choice(CONTAIN).format(quoted=f"{first}{line}{last}")
         return Question("contain", text, path, frozenset(n for n, other in enumerate(lines, 1) if line in other))
 
@@ -218,7 +323,8 @@ def ask_plainly(sources: object, question: str) -> str:
     from rlm_jupyter.lm.client import Message
     from rlm_jupyter.lm.demo import DemoLM
 
-    model, final = DemoLM(), []
+    model = DemoLM()
+    final: list[object] = []
 
     def batched(batch: Sequence[str]) -> list[str]:
         return [_complete(model, [{"role": "user", "content": prompt}]) for prompt in batch]
@@ -275,7 +381,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             values += bool(question.value)
             whole += bool(question.value) and question.value in answer
             if chosen.show and not question.is_right(answer):
-                print(f"  MISSED {question.text}\n    true: {question.path}:{sorted(question.lines)}\n    said: {answer[:300]!r}")
+                print(
+                    f"  MISSED {question.text}\n    true: {question.path}:{sorted(question.lines)}\n    said: {answer[:300]!r}"
+                )
         seconds = (time.monotonic() - started) / max(1, chosen.count)
         more = f"; the whole value quoted in {whole} of {values}" if values else ""
         print(f"{kind:>8}: {good} of {chosen.count} right file and line ({seconds:.2f} s each){more}")
