@@ -166,3 +166,12 @@ def test_every_setting_can_be_reached_from_the_help() -> None:
 
 def test_the_changelog_names_the_version() -> None:
     assert f"## {rlm_jupyter.__version__}" in (PACKAGE.parent / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_every_promise_in_the_docs_has_its_tests() -> None:
+    root = PACKAGE.parent
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (root / "tests").rglob("test_*.py"))
+    rows = re.findall(r"^\| P\d+ \|.*\| ([^|]*) \|$", (root / "docs" / "security.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) >= 15
+    for name in re.findall(r"`([^`]+)`", " ".join(rows)):
+        assert (root / name).is_file() if name.endswith(".py") else f"def {name}" in sources, name

@@ -75,14 +75,14 @@ class Lab:
 
 def output_cell(*bundles: dict[str, str], source: str = "%%rlm") -> Any:
     """Give a code cell that holds `bundles` as its displayed outputs, as a notebook saves them."""
-    outputs = [nbformat.v4.new_output("display_data", data=data) for data in bundles]  # type: ignore[no-untyped-call]
-    return nbformat.v4.new_code_cell(source, outputs=outputs, execution_count=1)  # type: ignore[no-untyped-call]
+    outputs = [nbformat.v4.new_output("display_data", data=data) for data in bundles]
+    return nbformat.v4.new_code_cell(source, outputs=outputs, execution_count=1)
 
 
 def notebook(cells: list[Any]) -> str:
     """Give the text of a notebook, as it is saved."""
-    book = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL})  # type: ignore[no-untyped-call]
-    text: str = nbformat.writes(book)  # type: ignore[no-untyped-call]
+    book = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL})
+    text: str = nbformat.writes(book)
     return text
 
 

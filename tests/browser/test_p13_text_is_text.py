@@ -92,10 +92,10 @@ def test_p13_a_saved_notebook_shows_text(lab: Lab, browser: Browser, trusted: bo
 
 def test_p13_an_exported_page_shows_text(tmp_path: Path, browser: Browser) -> None:
     shown = bundles()
-    exporter = nbconvert.HTMLExporter()  # type: ignore[no-untyped-call]
+    exporter = nbconvert.HTMLExporter()
     urls = []
     for name, cells in (("empty", [output_cell(CONTROL)]), ("full", [output_cell(*shown, CONTROL)])):
-        source, _ = exporter.from_notebook_node(nbformat.reads(notebook(cells), as_version=4))  # type: ignore[no-untyped-call]
+        source, _ = exporter.from_notebook_node(nbformat.reads(notebook(cells), as_version=4))
         path = tmp_path / f"{name}.html"
         path.write_text(source, encoding="utf-8")
         before = len(browser.requests)
@@ -129,7 +129,7 @@ display({"text/html": "<p class='control'>$x^2$</p>", "text/plain": "control"}, 
 def test_p13_a_live_run_shows_text_and_is_saved_as_text(lab: Lab, browser: Browser) -> None:
     stream = run_of(EVERYTHING)
     (lab.folder / "events.jsonl").write_text("".join(event.to_json() + "\n" for event in stream), encoding="ascii")
-    path = lab.save("live.ipynb", [nbformat.v4.new_code_cell(LIVE)], trusted=True)  # type: ignore[no-untyped-call]
+    path = lab.save("live.ipynb", [nbformat.v4.new_code_cell(LIVE)], trusted=True)
     page = browser.open(lab.url("live.ipynb", "live"))
     page.locator(".jp-Notebook .jp-Cell").first.click()
     page.wait_for_selector(".jp-NotebookPanel-toolbar [data-status=idle], .jp-Notebook-ExecutionIndicator[data-status=idle]")

@@ -34,7 +34,7 @@ def start(lab: Lab, browser: Browser, name: str, server: ScriptedServer) -> tupl
     """Open a notebook with a magic cell and run it."""
     magic = f"%%rlm --context docs --base-url {server.url} --model root --sub-model sub --out result\nWho is first?"
     sources = ("%load_ext rlm_jupyter\ndocs = ['alpha', 'beta']", magic)
-    path = lab.save(name, [nbformat.v4.new_code_cell(source) for source in sources], trusted=True)  # type: ignore[no-untyped-call]
+    path = lab.save(name, [nbformat.v4.new_code_cell(source) for source in sources], trusted=True)
     page = browser.open(lab.url(name, Path(name).stem))
     page.locator(".jp-Notebook .jp-Cell").first.click()
     page.wait_for_selector(".jp-NotebookPanel-toolbar [data-status=idle], .jp-Notebook-ExecutionIndicator[data-status=idle]")
