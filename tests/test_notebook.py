@@ -16,6 +16,7 @@ import nbformat
 import pexpect
 import pytest
 
+from rlm_jupyter.settings import ENVIRONMENTS
 from rlm_jupyter.testing import Reply, Request, ScriptedServer
 from tests.models import answer, code
 from tests.notebooks import Notebook, gone, notebook, run_folders
@@ -159,6 +160,16 @@ def test_p21_a_key_that_a_provider_repeats_is_nowhere_to_be_seen(book: Notebook,
     assert CANARY not in f"{ran.traceback}{ran.html}{ran.streams}{ran.displays}{ran.updates}"
     for file in Path(book.value("__import__('os').environ['RLM_JUPYTER_TRACES']")).iterdir():
         assert CANARY not in file.read_text()
+
+
+def test_p02_the_view_says_that_local_is_not_isolated(book: Notebook) -> None:
+    with ScriptedServer(models={"root": [answer()]}) as server:
+        ran = book.run(cell(server))
+    assert ENVIRONMENTS["local"].startswith("not isolated")
+    assert ENVIRONMENTS["local"] in ran.html
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+    assert "| `local` |" in readme
+    assert "none: the code has your own rights" in readme
 
 
 def test_p03_no_key_reaches_the_kernel_or_what_is_saved(book: Notebook) -> None:
