@@ -174,3 +174,34 @@ async def test_a_closed_environment_says_so() -> None:
         await Session(repl.environment).start()
     await repl.kernel.close()
     await repl.environment.close()
+
+
+async def test_an_ipykernel_that_cannot_be_imported_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ipykernel").mkdir()
+    (tmp_path / "ipykernel" / "__init__.py").write_text("raise ImportError('ipykernel is broken here')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    for how in ("spare", "cold"):
+        environment = await open_local(how=how)
+        try:
+            with pytest.raises(KernelStartError, match="ipykernel is broken here"):
+                await Session(environment).start()
+        finally:
+            await environment.close()
+
+
+async def test_a_parent_that_ends_before_it_forks_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "traitlets.py").write_text("import os, sys\nif 'ipykernel_launcher' in sys.argv[0]: os._exit(1)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    environment = await open_local()
+    try:
+        with pytest.raises(KernelStartError, match="forked from has ended"):
+            await asyncio.wait_for(Session(environment).start(), 10)
+    finally:
+        await environment.close()
+
+
+async def test_the_users_list_of_fonts_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fontlist-v0.json").write_text("{}")
+    monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path))
+    async with session() as repl:
+        assert await repl.out("import os; print(os.listdir(os.environ['MPLCONFIGDIR']))") == "['fontlist-v0.json']"

@@ -94,7 +94,7 @@ class Environment:
             When the supervisor is gone.
         """
         if self._ended is not None:
-            raise self._ended
+            raise type(self._ended)(*self._ended.args)
         self._count += 1
         kernel = Kernel(self, self._count, answer)
         self._kernels[kernel.number] = kernel

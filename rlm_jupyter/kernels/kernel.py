@@ -278,7 +278,7 @@ class Kernel:
 
     def _check_alive(self) -> None:
         if self._ended is not None:
-            raise self._ended
+            raise type(self._ended)(*self._ended.args)
 
     def _check_free(self) -> None:
         self._check_alive()

@@ -125,6 +125,7 @@ class LocalPlace:
         """Start the supervisor and hand it its settings."""
         caps = {"prompt": PROMPT_CAP, "batch": BATCH_CAP, "value": VALUE_CAP, "message": frames.MESSAGE_CAP - frames.HEADER_CAP}
         settings |= {"folder": self.folder, "caps": caps, "start_seconds": START_SECONDS - 5, "host_pid": os.getpid()}
+        _copy_font_lists(os.path.join(self.folder, "mpl"))
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(_GUEST), "supervisor"],
             cwd=self.folder, env=clean_environment(os.environ), start_new_session=True,
@@ -212,6 +213,15 @@ def _run_folder() -> str:
     if len(os.fsencode(base)) > LONGEST_FOLDER and os.path.isdir("/tmp"):
         base = "/tmp"
     return tempfile.mkdtemp(prefix="rlm-", dir=base)
+
+
+def _copy_font_lists(folder: str) -> None:
+    """Give the kernels the user's own list of fonts, if matplotlib has made one: their HOME is empty."""
+    os.mkdir(folder, 0o700)
+    cache = os.environ.get("MPLCONFIGDIR") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "matplotlib")
+    with contextlib.suppress(OSError):
+        for path in Path(cache).expanduser().glob("fontlist-*.json"):
+            shutil.copyfile(path, os.path.join(folder, path.name))
 
 
 def _write_private(path: str, data: bytes) -> None:

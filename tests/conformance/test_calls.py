@@ -119,6 +119,7 @@ def ask():
     except LMError as error:
         heard.append(str(error))
 thread = threading.Thread(target=ask); thread.start()
+time.sleep(0.3)
 """
     release = asyncio.Event()
 
@@ -131,7 +132,7 @@ thread = threading.Thread(target=ask); thread.start()
     repl.kernel, old = kernel, repl.kernel
     await old.close()
     cell = asyncio.ensure_future(repl.run(code))
-    done, _ = await asyncio.wait({cell}, timeout=0.5)
+    done, _ = await asyncio.wait({cell}, timeout=0.8)
     assert not done
     release.set()
     assert (await cell).result.status == "ok"

@@ -68,14 +68,18 @@ class Hub:
         self.loop.watch(wake_read, lambda: self._reap(wake_read))
         self.loop.watch(0, self._stdin)
         if self.forker is not None:
-            self.forker.attach(self.loop, self._exited)
+            self.forker.attach(self.loop, self._exited, self._parent_lost)
         self._stream.setblocking(False)
         self.loop.watch(self._stream.fileno(), self._read)
         self._outbox.put(pack({"kind": "hello", "token": self.settings["token"]}))
         self.send(wire.Ready(wire.PROTOCOL, os.getpid()))
         self._beat()
         self._fork_spare()
-        self.loop.run()
+        try:
+            self.loop.run()
+        finally:
+            for kernel in list(self._all.values()):
+                kernel.kill("")
 
     def send(self, message: wire.Message) -> None:
         """Report to the host; the messages are numbered from 1."""
@@ -120,6 +124,12 @@ class Hub:
         for kernel in list(self._all.values()):
             if kernel.pid == pid:
                 kernel.exited(status)
+
+    def _parent_lost(self) -> None:
+        for kernel in list(self._all.values()):
+            if not kernel.pid:
+                kernel.failure = "the process that kernels are forked from has ended"
+                kernel.exited(1 << 8)
 
     def _reap(self, wake: int) -> None:
         with contextlib.suppress(BlockingIOError):

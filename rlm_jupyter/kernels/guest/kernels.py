@@ -209,6 +209,8 @@ class GuestKernel:
         if self.pid and not self.dead:
             table = processes.parents()
             processes.kill([self.pid, *processes.descendants([self.pid], table)])
+            if not table:
+                processes.kill_group(self.pid, signal.SIGKILL)
             self._kill_rest(table)
 
     def _kill_rest(self, table: dict[int, int] | None = None) -> None:

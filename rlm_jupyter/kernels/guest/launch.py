@@ -56,6 +56,8 @@ class Place:
         """Give the kernel's environment: the supervisor's, which the host has cleaned, with private folders."""
         home = self.path("home")
         private = {"HOME": home, "TMPDIR": self.path("tmp"), "IPYTHONDIR": os.path.join(home, ".ipython")}
+        # A list of the machine's fonts takes matplotlib seconds to make: the kernels of a run share one.
+        private["MPLCONFIGDIR"] = os.path.join(os.path.dirname(self.folder), "mpl")
         return {**os.environ, **private}
 
 
@@ -105,9 +107,10 @@ class Forker:
         ours.setblocking(False)
         return cls(process.pid, ours)
 
-    def attach(self, loop: Loop, exited: Callable[[int, int], None]) -> None:
+    def attach(self, loop: Loop, exited: Callable[[int, int], None], lost: Callable[[], None]) -> None:
+        """Read its reports: ends of kernels to `exited`; `lost` is called when the parent itself is gone."""
         self._exited = exited
-        loop.watch(self._sock.fileno(), lambda: self._read(loop))
+        loop.watch(self._sock.fileno(), lambda: self._read(loop, lost))
 
     def fork(self, slot: int, place: Place, settings: dict[str, Any], fds: list[int], born: Callable[[int], None]) -> None:
         """Ask for a kernel; `born` is called with its process id."""
@@ -121,7 +124,7 @@ class Forker:
         except OSError:
             self.alive = False
 
-    def _read(self, loop: Loop) -> None:
+    def _read(self, loop: Loop, lost: Callable[[], None]) -> None:
         while True:
             try:
                 data = self._sock.recv(65536)
@@ -133,6 +136,7 @@ class Forker:
                 self.alive = False
                 loop.unwatch(self._sock.fileno())
                 self._sock.close()
+                lost()
                 return
             report = json.loads(data)
             if "slot" in report:

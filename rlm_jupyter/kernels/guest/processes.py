@@ -76,10 +76,11 @@ def belongs_to(pid: int, folder: str) -> bool:
     return False
 
 
-def kill(pids: Iterable[int], number: int = signal.SIGKILL) -> None:
+def kill(pids: Iterable[int]) -> None:
+    """Kill processes, those that are gone already left out."""
     for pid in pids:
         with contextlib.suppress(OSError):
-            os.kill(pid, number)
+            os.kill(pid, signal.SIGKILL)
 
 
 def kill_group(pid: int, number: int) -> None:

@@ -171,6 +171,7 @@ class Repl:
         outlet = _outlet_class()(self.show)
         ip.displayhook.session = ip.display_pub.session = outlet
         ip.kernel._execute_sleep = 0.0
+        _close_iopub_port(ip.kernel)
         ip.ask_exit = _refuse_exit
         for event, hook in (("pre_run_cell", self.before_cell), ("post_run_cell", self.after_cell)):
             ip.events.register(event, hook)
@@ -463,6 +464,15 @@ def _identity(fd: int) -> tuple[int, int]:
 
 def _text_stream(fd: int) -> io.TextIOWrapper:
     return io.TextIOWrapper(open(fd, "wb", closefd=False), encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+
+def _close_iopub_port(kernel: Any) -> None:
+    """Close the loopback port on which ipykernel takes output of forked children: theirs goes through our pipes."""
+    thread = kernel.iopub_thread
+    listening = getattr(thread, "_pipe_in", None)
+    if listening is not None:
+        thread._pipe_flag = False
+        thread.schedule(listening.close)
 
 
 def _refuse_exit() -> NoReturn:

@@ -32,7 +32,8 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else lambda *_: sys.exit(0))
     processes.adopt_orphans()
-    os.mkdir(os.path.join(settings["folder"], "s"), 0o700)
+    for name in ("s", "mpl"):
+        os.makedirs(os.path.join(settings["folder"], name), 0o700, exist_ok=True)
     forker = Forker.spawn() if settings["how"] != "cold" and processes.LINUX else None
     _raise_file_limit()
     stream = socket.create_connection((settings["host"], settings["port"]), CONNECT_SECONDS)
