@@ -32,7 +32,7 @@ _SORTS = {
     **dict.fromkeys(("symbol", "name", "object", "identifier", "named", "called"), ""),
 }
 _FILES = _set("module modules file files package library script submodule source folder directory")
-_POINTERS = _set("a an the it this that them which")
+_NO_NAMES = _set("a an the it this that them which is are was in of does has defined declared implemented located set")
 _GENERAL = _set("""
     a about all also am an and any are as assigned async at be been being but by can come comes contain containing contains
     context could created declaration declare declared declares default define defined defines defining definition did do
@@ -59,6 +59,11 @@ _QUOTED = re.compile(r"(?<!\w)(?:`([^`]+)`|'(.+?)'(?!\w)|\"(.+?)\"(?!\w)|“(.+?
 _TOKEN = re.compile(r"(?<![\w]['’])[\w$#@%-]+(?:[.:/\\-]+\w+)*(?:\(\))?")
 _ASKS_PLACE = re.compile(r"\b(?:where|(?:which|what) (?:\S+ )?(?:file|module|source|script)|find|locate)\b", re.IGNORECASE)
 _ASKED = re.compile(r"\b(?:defines?|definition of|values? of)\s*$")
+_ABOUT = re.compile(r"\b(?:value|is|are|does|sets?|equal|find|for|of|locate|where's|what's)\s*$")
+_INSIDE = re.compile(
+    rf"\b(?:(?:in|from|inside|within|by|{'|'.join(_FILES)})(?:\s+(?:the\s+)?class)?|of\s+(?:the\s+)?class)\s*$"
+)
+_OWNS = re.compile(rf"'s\b|\W*\s(?:{'|'.join(_FILES)})\b", re.IGNORECASE)
 _CODE = re.compile(r"_|\d|\w\.\w|[a-z][A-Z]|^[A-Z]{2,}|\(\)$|/")
 
 
@@ -119,7 +124,11 @@ def _tokens(question: str) -> list[str]:
 
 
 def _is_general(word: str) -> bool:
-    return word.lower() in _GENERAL | _FILES | _SORTS.keys() and not (word.isupper() and len(word) > 1)
+    return _is_sort(word) or (word.lower() in _GENERAL | _FILES and not (word.isupper() and len(word) > 1))
+
+
+def _is_sort(word: str) -> bool:
+    return word.lower() in _SORTS and not word.isupper()
 
 
 def _texts(question: str) -> tuple[str, ...]:
@@ -155,31 +164,23 @@ def _asks_definition(texts: tuple[str, ...]) -> bool:
 
 
 def _name(question: str) -> tuple[str, str]:
-    """The name that is asked for, and the sort of thing that it is said to be: by its looks and by the words around it."""
-    best, sort, most = "", "", -99.0
+    """Choose the name that is asked for, and the sort of thing it is said to be: by its looks and by the words around it."""
+    best, sort, most = "", "", -99
     for match in _TOKEN.finditer(question):
-        word = match[0].removesuffix("()")
-        before = re.findall(r"\w+", re.sub(r"\b(?:named|called)\W*$", "", question[: match.start()].lower()))[-1:] or [""]
-        early = re.sub(r"\b(?:the|a|an)\s*$", "", question[: match.start()].rstrip("\"'`“‘ ").lower())
-        after = question[match.end() : match.end() + 30].lower()
-        named = before[0] in _SORTS
-        asked = bool(_ASKED.search(early))
-        quoted = question[match.start() - 1 :][:1] in tuple("`'\"“")
-        if word.lower() in _SORTS.keys() | _POINTERS or (_is_general(word) and not (named or asked or quoted)):
+        word, start = match[0].removesuffix("()"), match.start()
+        words = re.findall(r"\w+", re.sub(r"\b(?:named|called)\W*$", "", question[:start]))
+        said = words[-1].lower() if words and not words[-1].isupper() else ""
+        before = re.sub(r"\b(?:the|a|an)\s*$", "", question[:start].rstrip("\"'`“‘ ").lower())
+        asked, quoted = bool(_ASKED.search(before)), question[start - 1 :][:1] in tuple("`'\"“")
+        if word in _NO_NAMES or _is_sort(word) or (_is_general(word) and not (said in _SORTS or asked or quoted)):
             continue
-        score = 6.0 * named + 3.0 * bool(_CODE.search(match[0])) + (word.isupper() and len(word) > 1)
-        score += 2.0 * (
-            asked or bool(re.search(r"\b(?:value|is|are|does|sets?|equal|find|for|of|locate|where's|what's)\s*$", early))
-        )
-        score -= 5.0 * bool(
-            re.search(r"\b(?:in|from|inside|within|by|" + "|".join(_FILES) + r")(?:\s+(?:the\s+)?(?:class|module))?\s*$", early)
-        )
-        score -= 5.0 * bool(
-            re.match(r"'s\b|\W*\s(?:" + "|".join(_FILES) + r")\b", after) or "/" in word or word.endswith(".py")
-        )
-        score -= 1.0 * ("." in word)
+        score = 6 * (said in _SORTS) + 3 * bool(_CODE.search(match[0])) + (word.isupper() and len(word) > 1)
+        score += 2 * (asked or bool(_ABOUT.search(before)))
+        score -= 5 * bool(_INSIDE.search(before))
+        score -= 5 * bool(_OWNS.match(question, match.end()) or "/" in word or word.endswith(".py"))
+        score -= "." in word
         if score > most:
-            best, sort, most = word, _SORTS.get(before[0], ""), score
+            best, sort, most = word, _SORTS.get(said, ""), score
     return best, sort
 
 
