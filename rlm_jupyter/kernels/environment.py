@@ -155,7 +155,7 @@ class Environment:
 
     def closed(self, reason: Exception | None) -> None:
         """Take note that the stream has ended."""
-        if isinstance(reason, ProtocolError):
+        if reason is not None and not isinstance(reason, OSError):
             self.kill(reason)
         else:
             self._end(KernelDied("The process that runs the kernels is gone, and every variable with it."))

@@ -20,7 +20,7 @@ import hashlib
 import signal
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -126,8 +126,8 @@ class Kernel:
         self._answer = answer
         self._ended: Exception | None = None
         self._closed = False
-        self._wait: asyncio.Future[wire.Message] | None = None
-        self._expected: tuple[type[wire.Message], ...] = ()
+        self._waits: dict[asyncio.Future[wire.Message], tuple[type[wire.Message], ...]] = {}
+        self._busy: asyncio.Future[wire.Message] | None = None
         self._cell: _Cell | None = None
         self._cells = 0
         self._loads = 0
@@ -197,7 +197,7 @@ class Kernel:
 
     async def interrupt(self) -> bool:
         """Interrupt what the kernel does by the ladder; whether the kernel is still there afterwards."""
-        wait = self._wait
+        wait = self._busy
         if wait is not None and not wait.done() and self.alive:
             self._environment.send(wire.Interrupt(self.number))
             await asyncio.wait({wait}, timeout=LADDER_SECONDS)
@@ -255,16 +255,20 @@ class Kernel:
             self._part(message)
         elif isinstance(message, wire.Died):
             self.fail(KernelDied(_death(message, self._cell is not None)))
-        elif self._wait is not None and not self._wait.done() and isinstance(message, self._expected):
-            self._wait.set_result(message)
+        else:
+            for wait, expected in self._waits.items():
+                if isinstance(message, expected) and not wait.done():
+                    wait.set_result(message)
+                    break
 
     def fail(self, error: Exception) -> None:
         """Take the kernel for lost; whoever waits for it gets the error."""
         if self._ended is None:
             self._ended = error
-        if self._wait is not None and not self._wait.done():
-            self._wait.set_exception(error)
-            self._wait.exception()
+        for wait in self._waits:
+            if not wait.done():
+                wait.set_exception(error)
+                wait.exception()
         while self._parts:
             part = self._parts.popleft()[2]
             if not part.done():
@@ -282,41 +286,45 @@ class Kernel:
 
     def _check_free(self) -> None:
         self._check_alive()
-        if self._wait is not None:
+        if self._busy is not None:
             raise RuntimeError("a kernel does one thing at a time")
 
     async def _request(self, order: wire.Message, seconds: float | None) -> wire.Message:
         """Send an order and wait for the message that ends it; TimeoutError after `seconds`."""
-        wait: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
-        self._wait, self._expected = wait, _ENDS[type(order)]
-        try:
-            self._environment.send(order)
+        with self._sent(order) as wait:
             await asyncio.wait({wait}, timeout=seconds)
             if not wait.done():
                 raise TimeoutError
             return wait.result()
-        finally:
-            if self._wait is wait:
-                self._wait = None
 
     async def _work(self, order: wire.Context | wire.Execute, seconds: float | None) -> wire.Message:
         """Like `_request`; when cancelled or too slow, interrupt the kernel first."""
+        with self._sent(order) as wait:
+            self._busy = wait
+            try:
+                await asyncio.wait({wait}, timeout=seconds)
+                if not wait.done():
+                    await self.interrupt()
+                    self._check_alive()
+                    raise KernelError(f"the kernel was interrupted: it had not finished after {seconds:.0f} s")
+                return wait.result()
+            except asyncio.CancelledError:
+                with anyio.CancelScope(shield=True):
+                    await self.interrupt()
+                raise
+            finally:
+                self._busy = None
+
+    @contextlib.contextmanager
+    def _sent(self, order: wire.Message) -> Iterator[asyncio.Future[wire.Message]]:
+        """Send an order; give the future of the message that ends it."""
         wait: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
-        self._wait, self._expected = wait, _ENDS[type(order)]
+        self._waits[wait] = _ENDS[type(order)]
+        self._environment.send(order)
         try:
-            self._environment.send(order)
-            await asyncio.wait({wait}, timeout=seconds)
-            if not wait.done():
-                await self.interrupt()
-                self._check_alive()
-                raise KernelError(f"the kernel was interrupted: it had not finished after {seconds:.0f} s")
-            return wait.result()
-        except asyncio.CancelledError:
-            with anyio.CancelScope(shield=True):
-                await self.interrupt()
-            raise
+            yield wait
         finally:
-            self._wait = None
+            del self._waits[wait]
 
     def _break(self, error: Exception) -> Exception:
         self._environment.kill(error)

@@ -25,8 +25,8 @@ STRANGERS = 64
 class FramedStream(asyncio.Protocol):
     """Messages both ways over one asyncio transport.
 
-    `receive` is called with header and body of each message; a ProtocolError or FrameError that it raises, or bytes that are
-    no frames, close the stream. `closed` is called once at the end, with the reason or None.
+    `receive` is called with header and body of each message; what it raises closes the stream, as do bytes that are no frames.
+    `closed` is called once at the end, with the reason or None.
     """
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class FramedStream(asyncio.Protocol):
                     return
         except FrameError as error:
             self.close(ProtocolError(f"the supervisor sent {error}"))
-        except ProtocolError as error:
+        except Exception as error:
             self.close(error)
 
     def connection_lost(self, exc: Exception | None) -> None:

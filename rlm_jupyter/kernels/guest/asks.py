@@ -15,7 +15,7 @@ from collections.abc import Callable
 from .frames import FrameError, Header, Outbox, Parser, pack
 from .loop import READ, WRITE, Loop
 
-HELLO_SECONDS = 5.0
+HELLO_SECONDS = 10.0
 HELLO_CAP = 4096
 CONNECTION_CAP = 8192
 _READ_SIZE = 1024 * 1024

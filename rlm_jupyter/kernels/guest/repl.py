@@ -168,6 +168,7 @@ class Repl:
             self._spare_fds.append((copy, _identity(copy)))
             self._streams.append(_text_stream(fd))
             setattr(sys, name, self._streams[-1])
+            setattr(sys, f"__{name}__", self._streams[-1])
         outlet = _outlet_class()(self.show)
         ip.displayhook.session = ip.display_pub.session = outlet
         ip.kernel._execute_sleep = 0.0
