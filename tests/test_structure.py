@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -162,6 +163,15 @@ def test_every_setting_can_be_reached_from_the_help() -> None:
     assert len(re.findall(r"^    %%rlm ", text, re.MULTILINE)) == 3
     for name, trait in RLMMagics.class_traits(config=True).items():
         assert trait.help, name
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=PACKAGE.parent, check=True, timeout=60, capture_output=True)
+    names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
+    held = {f"rlm_jupyter/{path.relative_to(PACKAGE).as_posix()}" for path in PACKAGE.rglob("*.py")}
+    assert {name for name in names if ".dist-info/" not in name} == held | {"rlm_jupyter/py.typed"}
+    assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
 def test_the_changelog_names_the_version() -> None:
