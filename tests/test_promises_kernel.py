@@ -84,7 +84,7 @@ mine = []
 pid = os.getppid()
 while pid > 1:
     status = pathlib.Path(f"/proc/{{pid}}/stat").read_text().rpartition(")")[2].split()
-    if b"guest" in pathlib.Path(f"/proc/{{pid}}/cmdline").read_bytes():
+    if b"guest/__main__.py" in pathlib.Path(f"/proc/{{pid}}/cmdline").read_bytes():
         mine.append(pid)
     pid = int(status[1])
 for each in [here, *mine]:

@@ -20,17 +20,16 @@ import hashlib
 import signal
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import anyio
 
 from rlm_jupyter.errors import KernelDied, KernelError, KernelStartError, ProtocolError
-from rlm_jupyter.kernels import messages
+from rlm_jupyter.kernels.calls import Calls
 from rlm_jupyter.kernels.guest import wire
-from rlm_jupyter.kernels.guest.frames import MESSAGE_CAP
-from rlm_jupyter.kernels.messages import Answer, CallOutcome
+from rlm_jupyter.kernels.messages import Answer
 from rlm_jupyter.kernels.text import TextDecoder, plain
 from rlm_jupyter.settings import OUTPUT_CAP, VALUE_CAP
 from rlm_jupyter.values import Value
@@ -96,8 +95,6 @@ class _Cell:
         self.started = time.monotonic()
         self.decoders: dict[str, TextDecoder] = {}
         self.received = 0
-        self.calls: dict[str, asyncio.Task[None]] = {}
-        self.call_bytes = 0
 
 
 class Kernel:
@@ -123,7 +120,7 @@ class Kernel:
         self.pid = 0
         self.python = ""
         self._environment = environment
-        self._answer = answer
+        self._calls = Calls(environment.send, answer)
         self._ended: Exception | None = None
         self._closed = False
         self._waits: dict[asyncio.Future[wire.Message], tuple[type[wire.Message], ...]] = {}
@@ -133,7 +130,6 @@ class Kernel:
         self._loads = 0
         self._finals: dict[int, wire.FinalInfo] = {}
         self._parts: deque[tuple[int, int, asyncio.Future[bytes]]] = deque()
-        self._seen: set[str] = set()
 
     @property
     def alive(self) -> bool:
@@ -191,7 +187,7 @@ class Kernel:
             message = await self._work(wire.Execute(self.number, cell.number, code.encode("utf-8", "backslashreplace")), None)
         finally:
             self._cell = None
-            await self._end_calls(cell)
+            await self._calls.end()
         assert isinstance(message, wire.Done)
         return self._result(cell, message)
 
@@ -248,9 +244,9 @@ class Kernel:
         if isinstance(message, wire.Output):
             self._output(message)
         elif isinstance(message, wire.Call):
-            self._call(message)
+            self._calls.take(message, self._cell.number if self._cell is not None else 0)
         elif isinstance(message, wire.Dropped):
-            self._drop(message)
+            self._calls.drop(message)
         elif isinstance(message, wire.ValuePart):
             self._part(message)
         elif isinstance(message, wire.Died):
@@ -274,9 +270,7 @@ class Kernel:
             if not part.done():
                 part.set_exception(error)
                 part.exception()
-        if self._cell is not None:
-            for task in self._cell.calls.values():
-                task.cancel()
+        self._calls.cancel()
 
     # Requests
 
@@ -369,43 +363,6 @@ class Kernel:
             final = Final(info.number, plain(info.name), plain(info.type_name), info.size)
         return CellResult(done.status, plain(done.error), done.omitted, cell_seconds, final, tuple(map(plain, done.notes)))
 
-    # Calls
-
-    def _call(self, message: wire.Call) -> None:
-        cell = self._cell
-        if cell is None or message.cell != cell.number or message.call in self._seen:
-            self._environment.send(messages.failed(message, "no cell is running, or this call was made before"))
-            return
-        if cell.call_bytes + len(message.data) > MESSAGE_CAP:
-            self._environment.send(messages.failed(message, "too much is being asked at once"))
-            return
-        self._seen.add(message.call)
-        cell.call_bytes += len(message.data)
-        cell.calls[message.call] = asyncio.get_running_loop().create_task(self._answer_call(cell, message))
-
-    async def _answer_call(self, cell: _Cell, message: wire.Call) -> None:
-        try:
-            reply = await _answered(self._answer, message)
-        except asyncio.CancelledError:
-            reply = messages.failed(message, "the call was cancelled")
-        cell.calls.pop(message.call, None)
-        cell.call_bytes -= len(message.data)
-        self._environment.send(reply)
-
-    def _drop(self, message: wire.Dropped) -> None:
-        task = self._cell.calls.get(message.call) if self._cell is not None else None
-        if task is not None:
-            task.cancel()
-
-    async def _end_calls(self, cell: _Cell) -> None:
-        """Cancel what is still being asked for a cell that is over, and wait for it."""
-        tasks = list(cell.calls.values())
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
-
     # Values
 
     def _ask_part(self, number: int, offset: int) -> asyncio.Future[bytes]:
@@ -423,20 +380,6 @@ class Kernel:
             raise ProtocolError("the supervisor sent another piece of a value than it was asked for")
         if not part.done():
             part.set_result(message.data)
-
-
-async def _answered(
-    answer: Callable[[messages.CallRequest], Awaitable[Sequence[CallOutcome]]], message: wire.Call
-) -> wire.Reply:
-    """Await the loop's answer; whatever goes wrong with it becomes an error in the kernel."""
-    try:
-        request = messages.call_request(message)
-    except ValueError as error:
-        return messages.failed(message, str(error))
-    try:
-        return messages.reply(message, await answer(request))
-    except Exception as error:
-        return messages.failed(message, f"the call failed on the host ({type(error).__name__})")
 
 
 def _death(message: wire.Died, in_cell: bool) -> str:

@@ -162,17 +162,17 @@ class Hub:
 
     def _load(self, order: wire.Context) -> None:
         kernel = self._kernels.get(order.kernel)
-        if kernel is None or kernel.busy or not kernel.ready or not _FILE.fullmatch(order.path):
+        if kernel is None or kernel.cells.busy or not kernel.ready or not _FILE.fullmatch(order.path):
             self.send(wire.Loaded(order.kernel, order.load, "the kernel is not there, or busy"))
         else:
-            kernel.load(order, os.path.join(self._folder, order.path))
+            kernel.cells.load(order, os.path.join(self._folder, order.path))
 
     def _execute(self, order: wire.Execute) -> None:
         kernel = self._kernels.get(order.kernel)
-        if kernel is None or not kernel.ready or kernel.busy or order.cell <= self._cells[order.kernel]:
+        if kernel is None or not kernel.ready or kernel.cells.busy or order.cell <= self._cells[order.kernel]:
             return
         self._cells[order.kernel] = order.cell
-        kernel.execute(order.cell, order.data.decode("utf-8", "replace"))
+        kernel.cells.execute(order.cell, order.data.decode("utf-8", "replace"))
 
     def _interrupt(self, order: wire.Interrupt) -> None:
         if kernel := self._kernels.get(order.kernel):
@@ -180,7 +180,7 @@ class Hub:
 
     def _reply(self, order: wire.Reply) -> None:
         if kernel := self._kernels.get(order.kernel):
-            kernel.reply(order)
+            kernel.cells.reply(order)
 
     def _value(self, order: wire.GetValue) -> None:
         if kernel := self._kernels.get(order.kernel):

@@ -6,9 +6,7 @@ and dies with the supervisor.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import secrets
@@ -20,9 +18,6 @@ from typing import Any
 
 from . import processes
 from .loop import Loop
-
-_PIPE_SIZE = 256 * 1024
-_SET_PIPE_SIZE = 1031
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,16 +54,6 @@ class Place:
         # A list of the machine's fonts takes matplotlib seconds to make: the kernels of a run share one.
         private["MPLCONFIGDIR"] = os.path.join(os.path.dirname(self.folder), "mpl")
         return {**os.environ, **private}
-
-
-def output_pipe() -> tuple[int, int]:
-    """Give a pipe whose reading end does not block."""
-    read, write = os.pipe()
-    os.set_blocking(read, False)
-    if processes.LINUX:
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(write, _SET_PIPE_SIZE, _PIPE_SIZE)
-    return read, write
 
 
 def start_cold(argv: list[str], place: Place, extra: dict[str, str], stdout: int, stderr: int) -> int:

@@ -13,7 +13,7 @@ import selectors
 import time
 from collections.abc import Callable
 
-Callback = Callable[[], None]
+Callback = Callable[[], object]
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
 

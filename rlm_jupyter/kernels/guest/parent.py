@@ -169,3 +169,7 @@ def _run_kernel(order: dict[str, Any]) -> None:
     app.initialize([])
     sys.modules[MODULE].install(app.shell, order["settings"])
     app.start()
+    # An interrupt in the few instructions around a cell, where ipykernel does not expect it, falls through its event loop.
+    while not app.shell.exit_now:
+        with contextlib.suppress(KeyboardInterrupt):
+            app.io_loop.start()

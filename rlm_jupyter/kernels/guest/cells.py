@@ -1,0 +1,300 @@
+"""What a kernel is busy with: a cell from its code to its end, or the loading of a context.
+
+A cell is over when its shell reply has come, its pipes are read dry and its calls are settled. No iopub message is ever
+believed or even read: code in the kernel could forge it, and under a flood it would be lost. What the kernel sends on its own
+sockets can be forged by its code, too; that only ever tells lies about its own cell.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import time
+from typing import Any, Protocol
+
+from . import processes, wire
+from .asks import AskConnection
+from .finals import Finals, Held
+from .frames import Header
+from .loop import Loop
+from .output import Keeper
+from .pipes import OutputPipes
+
+FLUSH_SECONDS = 0.02
+SECOND_SIGINT = 1.0
+KILL_AFTER = 2.0
+OUTSTANDING_CAP = 10_000
+INTERRUPTED = "the cell was interrupted"
+_INTERRUPTS = ("KeyboardInterrupt", "CancelledError", "NoneType")  # the last is IPython's for one within a display
+
+
+@dataclasses.dataclass(slots=True)
+class Work:
+    """What the kernel is busy with: a cell, or (`cell` 0) the loading of a context."""
+
+    cell: int
+    load: int
+    request: str
+    keeper: Keeper = dataclasses.field(default_factory=Keeper)
+    running: bool = True
+    status: str = ""
+    error: str = ""
+    told: bool = False
+    notes: list[str] = dataclasses.field(default_factory=list)
+    final: Held | None = None
+    interrupted: float = 0.0
+    probe: str = ""
+    timers: list[Any] = dataclasses.field(default_factory=list)
+    flush: Any = None
+
+
+class Process(Protocol):
+    """What cells need of their kernel."""
+
+    number: int
+    pid: int
+    loop: Loop
+    pipes: OutputPipes
+    finals: Finals
+
+    def request(self, kind: str, content: dict[str, Any]) -> str: ...
+    def send(self, message: wire.Message) -> None: ...
+    def kill(self, note: str) -> None: ...
+
+
+class Cells:
+    """The work of one kernel, one piece at a time."""
+
+    def __init__(self, kernel: Process) -> None:
+        self._kernel = kernel
+        self._work: Work | None = None
+        self._calls: dict[str, AskConnection] = {}
+
+    def execute(self, cell: int, code: str) -> None:
+        self._work = Work(cell, 0, self._kernel.request("execute_request", execute_request(code)))
+        self._kernel.pipes.watch(self._put)
+
+    def load(self, order: wire.Context, path: str) -> None:
+        line = {"name": order.name, "path": path, "form": order.form, "size": order.size, "digest": order.digest}
+        code = f"__import__('sys').modules['_rlm_repl'].repl.load({json.dumps(line)!r})"
+        self._work = Work(0, order.load, self._kernel.request("execute_request", execute_request(code, silent=True)))
+
+    @property
+    def busy(self) -> bool:
+        return self._work is not None
+
+    def interrupt(self) -> None:
+        """Begin the ladder, if there is anything to interrupt and it has not begun."""
+        work = self._work
+        if work is None or work.interrupted:
+            return
+        work.interrupted = time.monotonic()
+        self._sigint(work)
+        self._release_calls(INTERRUPTED)
+        self._settle()
+        if self._work is work:
+            later = self._kernel.loop.later
+            work.timers = [later(SECOND_SIGINT, lambda: self._sigint(work)), later(KILL_AFTER, self._kill_stubborn)]
+
+    def _sigint(self, work: Work) -> None:
+        if work.running:
+            work.notes.append(f"SIGINT after {time.monotonic() - work.interrupted:.1f} s")
+            processes.kill_group(self._kernel.pid, signal.SIGINT)
+            # A KeyboardInterrupt can fall between the end of the code and the reply, and then there is none:
+            # the answer to this later request tells that the shell is free again.
+            work.probe = self._kernel.request("kernel_info_request", {})
+
+    def _kill_stubborn(self) -> None:
+        self._kernel.kill(f"SIGKILL of the process tree after {KILL_AFTER:.1f} s: it did not answer two interrupts")
+
+    def reply(self, message: wire.Reply) -> None:
+        connection = self._calls.pop(message.call, None)
+        if connection is not None:
+            connection.answer({"sizes": message.sizes, "errors": message.errors}, message.data)
+        self._settle()
+
+    def died(self) -> list[str]:
+        """The process is gone: send what it had put out, and give the steps that led to it."""
+        work = self._work
+        self._calls.clear()
+        if work is None:
+            return []
+        if work.cell:
+            self._kernel.pipes.drain(self._put)
+            self._send_output(work, *work.keeper.finish())
+        self._end()
+        return work.notes
+
+    def replied(self, request: str, content: dict[str, Any]) -> None:
+        """Take a reply of the shell channel."""
+        work = self._work
+        if work is None or not work.running:
+            return
+        if request == work.request:
+            work.status = "ok" if content.get("status") == "ok" else "error"
+            if work.status == "error":
+                ename = content.get("ename")
+                work.error = f"{ename}: {content.get('evalue')}"[:2000]
+                if work.interrupted and (ename in _INTERRUPTS or content.get("evalue") == INTERRUPTED):
+                    work.status = "interrupted"
+                if not work.told and work.cell:
+                    lines = content.get("traceback")
+                    text = "\n".join(map(str, lines)) if isinstance(lines, list) else work.error
+                    self._kernel.pipes.drain(self._put)
+                    work.keeper.add("error", text.encode("utf-8", "backslashreplace") + b"\n")
+        elif work.probe and request == work.probe:
+            work.status, work.error = "interrupted", "KeyboardInterrupt: "
+        else:
+            return
+        work.running = False
+        if work.interrupted:
+            work.notes.append(f"came back after {time.monotonic() - work.interrupted:.1f} s")
+        self._settle()
+
+    def _settle(self) -> None:
+        """End the work if nothing of it is under way any more."""
+        work = self._work
+        if work is None or work.running or self._calls:
+            return
+        if not work.cell:
+            self._end()
+            self._kernel.send(
+                wire.Loaded(self._kernel.number, work.load, "" if work.status == "ok" else work.error or work.status)
+            )
+            return
+        self._kernel.pipes.drain(self._put)
+        pieces = work.keeper.finish()
+        self._send_output(work, *pieces)
+        final, work.final = work.final, None
+        self._end()
+        info = None
+        if final is not None:
+            if work.status == "ok":
+                info = final[0]
+                self._kernel.finals.keep(final)
+            else:
+                os.close(final[1])
+        self._kernel.send(
+            wire.Done(self._kernel.number, work.cell, work.status, work.error, pieces[1], info, tuple(work.notes))
+        )
+
+    def _end(self) -> None:
+        work, self._work = self._work, None
+        if work is None:
+            return
+        for timer in work.timers:
+            timer.cancel()
+        if work.flush is not None:
+            work.flush.cancel()
+        if work.final is not None:
+            os.close(work.final[1])
+        self._kernel.pipes.unwatch()
+
+    # Output
+
+    def _put(self, stream: str, data: bytes) -> None:
+        """Take a piece of output for the cell that runs."""
+        work = self._work
+        if work is not None and work.cell:
+            work.keeper.add(stream, data)
+            self._flush_soon(work)
+
+    def _flush_soon(self, work: Work) -> None:
+        if work.flush is None:
+            work.flush = self._kernel.loop.later(FLUSH_SECONDS, lambda: self._flush(work))
+
+    def _flush(self, work: Work) -> None:
+        work.flush = None
+        self._send_output(work, work.keeper.take(), 0, [])
+
+    def _send_output(self, work: Work, head: list[tuple[str, bytes]], omitted: int, tail: list[tuple[str, bytes]]) -> None:
+        for stream, data in head:
+            self._kernel.send(wire.Output(self._kernel.number, work.cell, stream, 0, data))
+        if omitted and not tail:
+            tail = [("stdout", b"")]
+        for stream, data in tail:
+            self._kernel.send(wire.Output(self._kernel.number, work.cell, stream, omitted, data))
+            omitted = 0
+
+    # What its code asks
+
+    def ask(self, connection: AskConnection, header: Header, body: bytes) -> None:
+        """Answer a request of the kernel's code, now or when the host has replied."""
+        work = self._work
+        kind = header.get("kind")
+        if kind == "show":
+            self._show(header, body)
+            connection.answer({})
+        elif kind not in ("call", "final"):
+            connection.close()
+        elif work is None or not work.cell or not work.running:
+            connection.answer({"refused": "no cell is running: calls and answers are taken only while a cell runs"})
+        elif work.interrupted:
+            connection.answer({"refused": INTERRUPTED})
+        elif kind == "final":
+            self._final(work, connection, header)
+        else:
+            self._call(work, connection, header, body)
+
+    def _show(self, header: Header, body: bytes) -> None:
+        work = self._work
+        stream, head, skipped = header.get("stream"), header.get("head"), header.get("skipped")
+        if work is None or not work.cell or stream not in ("result", "display", "error"):
+            return
+        if type(head) is not int or type(skipped) is not int or not 0 <= head <= len(body) or not 0 <= skipped < 2**53:
+            return
+        self._kernel.pipes.drain(self._put)
+        work.told = work.told or stream == "error"
+        work.keeper.add(stream, body[:head])
+        if skipped:
+            work.keeper.skip(skipped)
+        if body[head:]:
+            work.keeper.add(stream, body[head:])
+        self._flush_soon(work)
+
+    def _call(self, work: Work, connection: AskConnection, header: Header, body: bytes) -> None:
+        header = {**header, "kernel": self._kernel.number, "cell": work.cell}
+        try:
+            call = wire.decode(header, body, wire.CALL)
+        except wire.WireError:
+            connection.close()
+            return
+        assert isinstance(call, wire.Call)
+        if call.call in self._calls or len(self._calls) >= OUTSTANDING_CAP:
+            connection.answer({"refused": "too many calls are under way"})
+            return
+        connection.call = call.call
+        self._calls[call.call] = connection
+        self._kernel.send(call)
+
+    def _final(self, work: Work, connection: AskConnection, header: Header) -> None:
+        held = self._kernel.finals.take(header)
+        if held is None:
+            connection.answer({"refused": "the answer could not be read"})
+            return
+        if work.final is not None:
+            os.close(work.final[1])
+        work.final = held
+        connection.answer({})
+
+    def hung_up(self, connection: AskConnection) -> None:
+        """Take note that nobody waits on a connection any more."""
+        call = connection.call
+        if call and self._calls.pop(call, None) is not None:
+            self._kernel.send(wire.Dropped(self._kernel.number, call))
+            self._settle()
+
+    def _release_calls(self, reason: str) -> None:
+        calls, self._calls = self._calls, {}
+        for call, connection in calls.items():
+            self._kernel.send(wire.Dropped(self._kernel.number, call))
+            connection.answer({"refused": reason})
+
+
+def execute_request(code: str, silent: bool = False) -> dict[str, Any]:
+    return {
+        "code": code, "silent": silent, "store_history": not silent, "user_expressions": {}, "allow_stdin": False,
+        "stop_on_error": False,
+    }  # fmt: skip
