@@ -20,7 +20,7 @@ import sys
 import sysconfig
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 KINDS = ("define", "contain", "value")
@@ -182,7 +182,7 @@ class _Definition:
     line: int
     kind: str
     top: bool
-    value: str = ""
+    valued: bool = False
     owner: str = ""
 
 
@@ -214,21 +214,28 @@ def _definitions(path: str, text: str) -> Iterator[_Definition]:
                 owner = node.name if isinstance(node, ast.ClassDef) else ""
                 yield _Definition(child.name, path, child.lineno, kind, top, owner=owner)
             elif isinstance(child, (ast.Assign, ast.AnnAssign)):
-                value = ast.get_source_segment(text, child.value) if child.value and top else ""
                 targets = child.targets if isinstance(child, ast.Assign) else [child.target]
                 for target in targets:
                     if isinstance(target, ast.Name):
-                        yield _Definition(target.id, path, child.lineno, "constant", top, value or "")
+                        yield _Definition(target.id, path, child.lineno, "constant", top, child.value is not None)
             todo.append((child, inner))
 
 
-class Sampler:
-    """Draws questions about `sources`, each with one right file."""
+def _value(text: str, line: int) -> str:
+    """The source of what is assigned on a line."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.lineno == line and node.value:
+            return ast.get_source_segment(text, node.value) or ""
+    return ""
 
-    def __init__(self, sources: Mapping[str, str], seed: int | str) -> None:
+
+class Sampler:
+    """Draws questions about `sources`, each with one right file, which is one of `paths` (default: any)."""
+
+    def __init__(self, sources: Mapping[str, str], seed: int | str, paths: Iterable[str] | None = None) -> None:
         self._sources = sources
         self._random = random.Random(seed)
-        self._paths = sorted(path for path in sources if path.endswith(".py"))
+        self._paths = sorted(path for path in paths or sources if path.endswith(".py"))
         self._by_name: dict[str, list[_Definition]] = collections.defaultdict(list)
         for path in self._paths:
             for definition in _definitions(path, sources[path]):
@@ -236,7 +243,7 @@ class Sampler:
         self._names = sorted(name for name in self._by_name if len(name) > 2)
         self._methods = [d for name in self._names for d in self._by_name[name] if d.owner]
         self._constants = sorted(
-            {(d.path, d.name) for name in self._names for d in self._by_name[name] if d.top and d.value and d.name.isupper()}
+            {(d.path, d.name) for name in self._names for d in self._by_name[name] if d.top and d.valued and d.name.isupper()}
         )
 
     def sample(self, kind: str, count: int) -> list[Question]:
@@ -310,10 +317,11 @@ class Sampler:
         dotted = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         last = dotted.rpartition(".")[2]
         forms = [dotted, dotted, dotted, path]
-        others = {p for p in self._paths if re.search(rf"(^|/){re.escape(last)}(/__init__)?\.py$", p)}
+        others = {p for p in self._sources if re.search(rf"(^|/){re.escape(last)}(/__init__)?\.py$", p)}
         forms += [last, f"{last}.py"] if others == {path} and not path.endswith("__init__.py") else []
         text = self._random.choice(VALUE).format(name=name, module=self._random.choice(forms))
-        return Question("value", text, path, frozenset(d.line for d in all_of), all_of[0].value if len(all_of) == 1 else "")
+        value = _value(self._sources[path], all_of[0].line) if len(all_of) == 1 else ""
+        return Question("value", text, path, frozenset(d.line for d in all_of), value)
 
 
 def ask_plainly(sources: object, question: str) -> str:

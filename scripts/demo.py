@@ -1,10 +1,12 @@
 """`make demo`: ask the sources of this Python's standard library a question, in a terminal, with no key and no network.
 
 It does what the quickstart notebook does, through the same magic: read the sources into a dict, ask, look at the answer.
+The exit code is 0 only if there is an answer that names a file and a line.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 import sysconfig
 from pathlib import Path
@@ -28,15 +30,20 @@ def main() -> int:
     print(
         f"context   {len(sources):,} files of Python {sys.version.split()[0]}'s standard library, {size:.1f} million characters"
     )
+    if size < 5:
+        print("          (less than 5: this Python comes without a part of its standard library)")
     print(f"question  {question}\n", flush=True)
     shell = InteractiveShell.instance()
-    shell.user_ns["sources"] = sources
+    shell.user_ns |= {"sources": sources, "question": question}  # so that nothing in the question is a placeholder itself
     shell.run_line_magic("load_ext", "rlm_jupyter")
-    shell.run_cell_magic("rlm", "--context sources --model demo --out result --view text", question)
+    ran = shell.run_cell("%%rlm --context sources --model demo --out result --view text\n{{question}}")
+    if not ran.success:
+        return 1
     result = shell.user_ns["result"]
     iterations, calls = result.iterations, len(result.trace.calls)
     print(f"\n{iterations} iterations, {calls} sub-calls, {result.seconds:.1f} s. The answer:\n\n    {result.response}")
-    return 0 if result.status == "answered" else 1
+    place = re.match(r"(.+?):\d+: ", result.response)
+    return 0 if place and place[1] in sources else 1
 
 
 if __name__ == "__main__":

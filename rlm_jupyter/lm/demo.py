@@ -45,8 +45,8 @@ for path in list(texts)[:5]:
     print(f"  {path}: {len(texts[path]):,} characters, begins {texts[path][:60]!r}")
 """
 
-READ_TASK = """
-print("The task may be in here:", repr(str(context)[:500]), "...", repr(str(context)[-500:]))
+READ_TASK = r"""
+print("The task may be in here:", str(context)[:500], "...", str(context)[-500:], sep="\n")
 """
 
 SEARCH = r"""
@@ -109,12 +109,14 @@ for _, path, number, line in hits[:10]:
 """
 
 ASK = r"""
+import re
+
 after = 40 if len(hits) > 5 else 400
 
 def cut(path, number, before=4):
     lines, first = texts[path].split("\n"), max(1, number - before)
     rows = enumerate(lines[first - 1 : number + after], first)
-    body = "\n".join(f"{n:>7}{'>' if n == number else '|'} {line[:2000]}" for n, line in rows)
+    body = "\n".join(f"{n:>7}{'>' if n == number else '|'} {line[:2000]}" for n, line in rows if not (task and task in line))
     return f"Question: {question}\n\nExcerpt of {path}:\n{body}\n\n{form}"
 
 form = "Reply with the line that answers, and nothing else, as `path:line: text` (`>` marks a hit); if none does, NOT FOUND."
@@ -224,8 +226,8 @@ def _question(messages: Sequence[Message]) -> tuple[str, str]:
     first = next(message["content"] for message in messages if message["role"] == "user")
     if match := re.match(r"Question:\n(.*?)\n\nContext:\n", first, re.DOTALL):
         return match[1].strip(), ""
-    shown = "\n".join(message["content"] for message in messages[2:] if message["role"] == "user")
-    asked = re.findall(r"[^.!?\"'\\]*\?", shown.partition("The task may be in here:")[2][:2000]) or [""]
+    shown = messages[3]["content"].partition("The task may be in here:")[2] if len(messages) > 3 else ""
+    asked = re.findall(r"[^.!?\n]*\?", shown[:2000]) or [""]
     return asked[-1].strip(), asked[-1].strip()
 
 
@@ -240,9 +242,9 @@ def extract(prompt: str) -> str:
         return max(body, key=lambda row: _score(quest, row.partition(": ")[2]) - 30 * _is_test(row))
     rows = [row.groups() for line in body if (row := re.match(r" *(\d{1,12})([|>]) (.*)", line[:WIDTH]))]
     scores = [_score(quest, line) + 5 * (mark == ">") for _, mark, line in rows]
-    if not rows or max(scores) <= 5:
+    place = scores.index(max(scores)) if rows else 0
+    if not rows or not _answers(quest, rows[place][2]):
         return NOT_FOUND
-    place = scores.index(max(scores))
     number, _, line = rows[place]
     text = _statement([line for _, _, line in rows[place:]]) if quest.kind == "value" else line
     return f"{match[2]}:{number}: {text}"
@@ -250,12 +252,23 @@ def extract(prompt: str) -> str:
 
 def _score(quest: Quest, line: str) -> float:
     """Tell how well a line answers: the stricter the rule that it fits the better, less if it is indented."""
+    indent = 0 if quest.kind == "contain" else min(len(line) - len(line.lstrip()), 20)
+    return _fit(quest, line) + _share(quest, line) * 5 - 10 * (indent > 0) - indent / 4
+
+
+def _answers(quest: Quest, line: str) -> bool:
+    """Tell whether a line fits a rule, or else holds enough of the question's words to be shown as an answer."""
+    return _fit(quest, line) > 0 or _share(quest, line) >= (0.5 if quest.kind == "other" else 0.7)
+
+
+def _fit(quest: Quest, line: str) -> float:
     groups = (group for level in quest.levels for group in level)
     rules = ((place, order, rule) for place, group in enumerate(groups) for order, (_, rule) in enumerate(group))
-    fits = next((60 + 60 / (1 + place) - 3 * order for place, order, rule in rules if re.search(rule, line[:WIDTH])), 0)
-    words = sum(term.lower() in line.lower() for term in quest.terms)
-    indent = 0 if quest.kind == "contain" else min(len(line) - len(line.lstrip()), 20)
-    return fits + words - 10 * (indent > 0) - indent / 4
+    return next((60 + 60 / (1 + place) - 3 * order for place, order, rule in rules if re.search(rule, line[:WIDTH])), 0)
+
+
+def _share(quest: Quest, line: str) -> float:
+    return sum(term.lower() in line.lower() for term in quest.terms) / max(1, len(quest.terms))
 
 
 def _is_test(row: str) -> bool:

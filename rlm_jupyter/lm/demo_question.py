@@ -32,14 +32,17 @@ _SORTS = {
     **dict.fromkeys(("symbol", "name", "object", "identifier", "named", "called"), ""),
 }
 _FILES = _set("module modules file files package library script submodule source folder directory")
-_NO_NAMES = _set("a an the it this that them which is are was in of does has defined declared implemented located set")
+_NO_NAMES = _set("""
+    a an the it this that them which what where how is are was in of do does has have define defined declared implemented
+    located set value
+""")
 _GENERAL = _set("""
     a about all also am an and any are as assigned async at be been being but by can come comes contain containing contains
     context could created declaration declare declared declares default define defined defines defining definition did do
     does doing done each equal equals exact exactly find for from get gets give given gives got had has have having held
     hold holds how i if implement implementation implemented implements in inside into introduced is it its just kept let
     line lines live lives locate located look looking many may me much must my no nor not of off on once only or other our
-    out own please provide provided provides python s same say says search see set sets should show so some standard stdlib
+    out own path please provide provided provides python s same say says search see set sets should show so some standard stdlib
     stored string such tell text than that the their them then there these they this those through to too under up us use
     used uses value values was we were what when where which while who whom whose why will with within would written you
     your
@@ -58,12 +61,13 @@ _WHAT = re.compile(r"\bwhat(?:'s|\s+is|\s+does)\b(?!\s+the\s+(?:file|module))", 
 _QUOTED = re.compile(r"(?<!\w)(?:`([^`]+)`|'(.+?)'(?!\w)|\"(.+?)\"(?!\w)|“(.+?)”|‘(.+?)’|«(.+?)»)", re.DOTALL)
 _TOKEN = re.compile(r"(?<![\w]['’])[\w$#@%-]+(?:[.:/\\-]+\w+)*(?:\(\))?")
 _ASKS_PLACE = re.compile(r"\b(?:where|(?:which|what) (?:\S+ )?(?:file|module|source|script)|find|locate)\b", re.IGNORECASE)
-_ASKED = re.compile(r"\b(?:defines?|definition of|values? of)\s*$")
-_ABOUT = re.compile(r"\b(?:value|is|are|does|sets?|equal|find|for|of|locate|where's|what's)\s*$")
+_ASKED = re.compile(r"\b(?:defin(?:es?|ing|ition of)|values? of)\s*$")
+_ABOUT = re.compile(r"\b(?:value|is|are|does|sets?|equal|find|for|locate|where's|what's)\s*$")
 _INSIDE = re.compile(
     rf"\b(?:(?:in|from|inside|within|by|{'|'.join(_FILES)})(?:\s+(?:the\s+)?class)?|of\s+(?:the\s+)?class)\s*$"
 )
-_OWNS = re.compile(rf"'s\b|\W*\s(?:{'|'.join(_FILES)})\b", re.IGNORECASE)
+_OWNS = re.compile(rf"'s\b|\W*\s(?:{'|'.join(_FILES)}|defines?|declares?|implements?)\b", re.IGNORECASE)
+_SORT = re.compile(rf"\W?\s+({'|'.join(_SORTS)})\b")
 _CODE = re.compile(r"_|\d|\w\.\w|[a-z][A-Z]|^[A-Z]{2,}|\(\)$|/")
 
 
@@ -124,11 +128,11 @@ def _tokens(question: str) -> list[str]:
 
 
 def _is_general(word: str) -> bool:
-    return _is_sort(word) or (word.lower() in _GENERAL | _FILES and not (word.isupper() and len(word) > 1))
+    return _is_no_name(word) or (word.lower() in _GENERAL | _FILES and not (word.isupper() and len(word) > 1))
 
 
-def _is_sort(word: str) -> bool:
-    return word.lower() in _SORTS and not word.isupper()
+def _is_no_name(word: str) -> bool:
+    return word in _SORTS or word in _NO_NAMES or (word.istitle() and word.lower() in _NO_NAMES)
 
 
 def _texts(question: str) -> tuple[str, ...]:
@@ -157,9 +161,11 @@ def _texts(question: str) -> tuple[str, ...]:
 
 def _asks_definition(texts: tuple[str, ...]) -> bool:
     """`contains the class Foo`, and `contains Foo`, ask for a definition rather than for that text."""
-    sorts = "|".join(_SORTS)
-    named = rf"(?:definition|declaration|implementation)\s+(?:of|for)\b.*|(?:{sorts})\s+\S?[\w.]+\S?"
-    rule = rf"(?:the\s+)?(?:{named}|[`'\"]?[^\W\d]\w*[`'\"]?)\??"
+    sorts, quote = f"(?:{'|'.join(_SORTS)})", "[`'\"]?"
+    name = rf"{quote}[^\W\d][\w.]*{quote}"
+    definition = r"(?:the\s+)?(?:definition|declaration|implementation)\s+(?:of|for)\b.*"
+    sorted_name = rf"(?:the\s+)?{sorts}\s+{name}|the\s+{name}\s+{sorts}(?:\s+(?:of|in)\s+\S+)?"
+    rule = rf"(?:{definition}|{sorted_name}|{quote}[^\W\d]\w*{quote})\??"
     return bool(re.fullmatch(rule, texts[0], re.IGNORECASE))
 
 
@@ -168,16 +174,18 @@ def _name(question: str) -> tuple[str, str]:
     best, sort, most = "", "", -99
     for match in _TOKEN.finditer(question):
         word, start = match[0].removesuffix("()"), match.start()
-        words = re.findall(r"\w+", re.sub(r"\b(?:named|called)\W*$", "", question[:start]))
+        words = re.findall(r"[\w.]+", re.sub(r"\b(?:named|called)\W*$", "", question[:start]))
         said = words[-1].lower() if words and not words[-1].isupper() else ""
+        if said not in _SORTS and (after := _SORT.match(question, match.end())):
+            said = after[1]
         before = re.sub(r"\b(?:the|a|an)\s*$", "", question[:start].rstrip("\"'`“‘ ").lower())
         asked, quoted = bool(_ASKED.search(before)), question[start - 1 :][:1] in tuple("`'\"“")
-        if word in _NO_NAMES or _is_sort(word) or (_is_general(word) and not (said in _SORTS or asked or quoted)):
+        if _is_no_name(word) or (_is_general(word) and not (said in _SORTS or asked or quoted)):
             continue
         score = 6 * (said in _SORTS) + 3 * bool(_CODE.search(match[0])) + (word.isupper() and len(word) > 1)
         score += 2 * (asked or bool(_ABOUT.search(before)))
-        score -= 5 * bool(_INSIDE.search(before))
-        score -= 5 * bool(_OWNS.match(question, match.end()) or "/" in word or word.endswith(".py"))
+        score -= 8 * bool(_INSIDE.search(before))
+        score -= 8 * bool(_OWNS.match(question, match.end()) or "/" in word or word.endswith(".py"))
         score -= "." in word
         if score > most:
             best, sort, most = word, _SORTS.get(said, ""), score
