@@ -496,7 +496,8 @@ async def test_p27_the_kernel_works_in_a_private_folder(repl: Session) -> None:
     told = json.loads(
         await repl.out("import json, os, sys; print(json.dumps([os.getcwd(), os.path.expanduser('~'), sys.path]))")
     )
-    assert os.getcwd() not in (told[0], told[1])
+    assert os.path.dirname(told[0]) == os.path.dirname(told[1])
+    assert os.path.basename(os.path.dirname(os.path.dirname(told[0]))).startswith("rlm-")
     assert os.getcwd() not in [path for path in told[2] if path] or os.getcwd() in sys.path
     for path in told[:2]:
         assert os.stat(path).st_mode & 0o777 == 0o700
