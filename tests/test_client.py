@@ -523,9 +523,12 @@ async def test_connections_are_used_again_after_streams() -> None:
 
 
 async def test_a_client_may_be_used_by_many_at_once_before_it_is_open() -> None:
-    with ScriptedServer(lambda request: "yes", latency=0.05) as server:
+    with ScriptedServer(lambda request: Reply("yes", hold=True)) as server:
         async with open_client(server.url) as lm:
-            replies = await asyncio.gather(*(ask(lm) for _ in range(64)))
+            asked = asyncio.gather(*(ask(lm) for _ in range(64)))
+            await asyncio.to_thread(server.wait_for, 64)
+            server.release()
+            replies = await asked
         assert {completion.text for completion, _ in replies} == {"yes"}
         assert server.peak == 64
 

@@ -159,7 +159,7 @@ def test_300_sub_calls_at_64_work_twice_in_a_row(engine: Engine) -> None:
         result = rlm.completion("c", root_prompt="q")
     assert result.value == 300
     assert len(server.requests_to("sub")) == 600
-    assert server.peak == 64
+    assert 32 < server.peak <= 64
     assert result.calls == 603
     assert all(call.state == "ok" for call in result.trace.calls)
 
@@ -283,7 +283,7 @@ def test_max_cost_holds_and_names_itself(engine: Engine) -> None:
 def test_a_cheap_model_reaches_concurrency_32_with_two_dollars(engine: Engine) -> None:
     price = {"root": (0.25, 2.0), "sub": (0.25, 2.0)}
     batch = "replies = llm_query_batched(['word ' * 4000] * 96)"
-    sub = lambda request: Reply("ok", delay=0.1, usage=(4000, 100))  # noqa: E731
+    sub = lambda request: Reply("ok", delay=0.5, usage=(4000, 100))  # noqa: E731
     with scripted([code(batch), answer("len(replies)")], sub, engine, prices=price) as (rlm, server):
         result = rlm.completion("c", root_prompt="q")
     assert result.value == 96

@@ -39,6 +39,8 @@ def start(lab: Lab, browser: Browser, name: str, server: ScriptedServer) -> tupl
     page.locator(".jp-Notebook .jp-Cell").first.click()
     page.wait_for_selector(".jp-NotebookPanel-toolbar [data-status=idle], .jp-Notebook-ExecutionIndicator[data-status=idle]")
     page.keyboard.press("Shift+Enter")
+    page.get_by_text("[1]:").first.wait_for()
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
     page.keyboard.press("Control+Enter")
     return page, path
 
