@@ -154,8 +154,18 @@ def _tidy(order: dict[str, Any], fds: list[int], parent: int) -> None:
         tempfile.tempdir = None  # type: ignore[attr-defined]
 
 
-def _run_kernel(order: dict[str, Any]) -> None:
+def _application() -> Any:
+    """Give ipykernel's application without its command line, the reading of which costs a seventh of a start."""
     from ipykernel.kernelapp import IPKernelApp
+
+    class KernelApp(IPKernelApp):
+        def parse_command_line(self, argv: Any = None) -> None:
+            """Leave the configuration as it was given."""
+
+    return KernelApp
+
+
+def _run_kernel(order: dict[str, Any]) -> None:
     from traitlets.config import Config
 
     config = Config()
@@ -165,8 +175,9 @@ def _run_kernel(order: dict[str, Any]) -> None:
     config.IPKernelApp.outstream_class = None
     config.IPKernelApp.connection_file = order["connection_file"]
     config.InteractiveShell.colors = "NoColor"
-    app: Any = IPKernelApp.instance(config=config)
+    app: Any = _application().instance(config=config)
     app.initialize([])
+    app.shell.run_cell("pass", store_history=False, silent=True)  # the first cell is slow: let it be this one
     sys.modules[MODULE].install(app.shell, order["settings"])
     app.start()
     # An interrupt in the few instructions around a cell, where ipykernel does not expect it, falls through its event loop.
