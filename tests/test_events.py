@@ -110,7 +110,7 @@ def test_usage_adds_up_and_an_estimate_stays_one() -> None:
 
 @pytest.mark.parametrize("line", ["5", "null", '"text"', "[]", '{"kind": "Notice", "version": 1}'])
 def test_what_is_no_event_is_a_value_error(line: str) -> None:
-    with pytest.raises(ValueError, match="event|Notice"):
+    with pytest.raises(ValueError, match=r"event|Notice"):
         from_dict(json.loads(line))
 
 
