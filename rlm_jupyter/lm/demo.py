@@ -241,7 +241,7 @@ def extract(prompt: str) -> str:
     if match[2] is None:
         return max(body, key=lambda row: _score(quest, row.partition(": ")[2]) - 30 * _is_test(row))
     rows = [row.groups() for line in body if (row := re.match(r" *(\d{1,12})([|>]) (.*)", line[:WIDTH]))]
-    scores = [_score(quest, line) + 5 * (mark == ">") for _, mark, line in rows]
+    scores = [_score(quest, line) + 30 * (mark == ">") for _, mark, line in rows]
     place = scores.index(max(scores)) if rows else 0
     if not rows or not _answers(quest, rows[place][2]):
         return NOT_FOUND

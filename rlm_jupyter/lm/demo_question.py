@@ -180,13 +180,17 @@ def _name(question: str) -> tuple[str, str]:
             said = after[1]
         before = re.sub(r"\b(?:the|a|an)\s*$", "", question[:start].rstrip("\"'`“‘ ").lower())
         asked, quoted = bool(_ASKED.search(before)), question[start - 1 :][:1] in tuple("`'\"“")
-        if _is_no_name(word) or (_is_general(word) and not (said in _SORTS or asked or quoted)):
+        if (
+            _is_no_name(word)
+            or (start == 0 and word.lower() in _SORTS)
+            or (_is_general(word) and not (said in _SORTS or asked or quoted))
+        ):
             continue
         score = 6 * (said in _SORTS) + 3 * bool(_CODE.search(match[0])) + (word.isupper() and len(word) > 1)
         score += 2 * (asked or bool(_ABOUT.search(before)))
         score -= 8 * bool(_INSIDE.search(before))
-        score -= 8 * bool(_OWNS.match(question, match.end()) or "/" in word or word.endswith(".py"))
-        score -= "." in word
+        score -= 10 * bool(_OWNS.match(question, match.end()) or "/" in word or word.endswith(".py"))
+        score -= ("." in word) + 2 * (before.endswith(" of") and not asked)
         if score > most:
             best, sort, most = word, _SORTS.get(said, ""), score
     return best, sort

@@ -1,8 +1,8 @@
 """Questions about Python sources with their true answers, sampled by `ast`: how good is the demo stand-in really?
 
 Three kinds, in many phrasings: which file defines NAME, which file contains TEXT, what is the value of CONSTANT in module M.
-The truth comes from the syntax trees and from plain counting, never from the stand-in. Run as a script it asks the stand-in
-in a plain namespace (`--rlm`: through the real loop and kernel) and prints the rates.
+The truth comes from the syntax trees and from plain counting, never from the stand-in. `python -m tests.demo_questions` asks
+the stand-in in a plain namespace (`--rlm`: through the real loop and kernel) and prints the rates.
 """
 
 from __future__ import annotations
@@ -17,145 +17,19 @@ import io
 import random
 import re
 import sys
-import sysconfig
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+
+from rlm_jupyter import RLM, contexts, prompts
+from rlm_jupyter.kernels.kernel import Output
+from rlm_jupyter.lm.client import LM, Message
+from rlm_jupyter.lm.demo import DemoLM
+from scripts.demo import read_sources
+from tests.demo_phrasings import BARE_CONTAIN, CONTAIN, DEFINE, METHOD, VALUE
 
 KINDS = ("define", "contain", "value")
 
-DEFINE = (
-    "Which file defines {name}?",
-    "Where is {name} defined?",
-    "In which file is {the_kind}{name} defined?",
-    "Which module defines {the_kind}{name}?",
-    "In which file is {the_kind}{name}?",
-    "Where is the definition of {name}?",
-    "Which source file defines `{name}`?",
-    "Find the file that defines {the_kind}{name}.",
-    "which file defines {the_kind}'{name}'",
-    "Where can I find the definition of {the_kind}{name}?",
-    "Which file contains the definition of {the_kind}{name}?",
-    "What file is {name} defined in?",
-    "In what module is {the_kind}{name} implemented?",
-    "Where does {name} get defined?",
-    "Which file defines the name {name}?",
-    "Where's {name} defined?",
-    "Where in the standard library is {the_kind}{name} defined?",
-    "Show me where {name} is declared",
-    "which file has the definition of {name}",
-    "Which module is {name} defined in?",
-    "{name} is defined in which file?",
-    "In which module can I find {the_kind}{name}?",
-    "Locate {the_kind}{name}",
-    "Which file holds the definition of {the_kind}{name}?",
-    "which file defines {name}",
-    "Where does {the_kind}{name} live?",
-    "Which of the files defines {name}, and on what line?",
-    "where is {name}()?",
-    "Which python file implements {the_kind}{name}?",
-    "Tell me which file defines {the_kind}`{name}` and at which line",
-    "Which file declares {the_kind}{name}?",
-    "What module does {name} come from?",
-    "Which file and line define {name}?",
-    "From which file does {the_kind}{name} come?",
-    "Where is {the_kind}named {name} defined?",
-    "file defining {name}",
-    "Which file defines a {name}?",
-    'Which file defines "{name}"?',
-)
-METHOD = (
-    "Where is {owner}.{name} defined?",
-    "Which file defines {owner}.{name}?",
-    "Which file defines the method {name} of the class {owner}?",
-    "In which file is the method {name} of {owner} defined?",
-    "Where is the method {owner}.{name} implemented?",
-)
-CONTAIN = (
-    "Which file contains {quoted}?",
-    "Which file contains the text {quoted}?",
-    "Which module contains the text {quoted}?",
-    "Which file contains the line {quoted}?",
-    "In which file does {quoted} appear?",
-    "Where does the text {quoted} occur?",
-    "In which file is the text {quoted} found?",
-    "Which source file includes the string {quoted}?",
-    "Find the file that contains {quoted}.",
-    "What file has {quoted} in it?",
-    "which file contains the following text: {quoted}",
-    "In which file can I find {quoted}?",
-    "Which file contains the exact text {quoted}?",
-    "Where can the string {quoted} be found?",
-    "Which of these files contains {quoted}?",
-    "Find {quoted}",
-    "Where is the text {quoted}?",
-    "Where is {quoted}?",
-    "Which file mentions {quoted}?",
-    "Which source has the line {quoted}?",
-    "On which line of which file is {quoted}?",
-    "What is the file that contains the text {quoted}?",
-    "Which file has a line that reads {quoted}?",
-    "What file contains the phrase {quoted}?",
-    "Locate the text {quoted}.",
-    "Which file contains this: {quoted}",
-    "In what file does the comment {quoted} appear?",
-    "Which file contains the string literal {quoted}?",
-    "Which file includes {quoted} somewhere?",
-    "Which module has {quoted}?",
-)
-BARE_CONTAIN = (
-    "Which file contains {text}?",
-    "Which file contains the text {text}?",
-    "Which file contains the line {text}",
-    "which file contains: {text}",
-    "which file contains {text}",
-    "Which file contains the string {text}?",
-    "Which module contains {text}?",
-    "Which source file contains the code {text}?",
-    "In which file is the text {text}?",
-    "What file contains the exact text {text}",
-    "Where does the text {text} appear?",
-    "Which file mentions {text}?",
-    "Which file has the line {text}",
-)
-VALUE = (
-    "What is the value of {name} in module {module}?",
-    "What is the value of {name} in {module}?",
-    "What is the value of the constant {name} in the module {module}?",
-    "What is {name} set to in {module}?",
-    "value of {name} in module {module}?",
-    "What value does {name} have in {module}?",
-    "In {module}, what is {name} set to?",
-    "What does {name} equal in the {module} module?",
-    "What's the value of {module}'s {name}?",
-    "What is {module}.{name}?",
-    "What is the value of `{name}` in `{module}`?",
-    "In module {module}, what is the value of {name}?",
-    "What's {name} in {module}?",
-    "what is the value of constant {name} in module {module}",
-    "Give the value of {name} from {module}.",
-    "Which value has {name} in {module}?",
-    "What is the constant {name} in {module} set to?",
-    "What is the value assigned to {name} in module {module}?",
-    "What does {module} set {name} to?",
-    "Tell me the value of {module}.{name}",
-    "In the module {module}, what's the value of {name}?",
-    "To what is {name} set in {module}?",
-    "What is the value of the variable {name} defined in {module}?",
-    "How is {name} defined in {module}?",
-    "What value is {name} given in module '{module}'?",
-    "value of {name} in {module}",
-    "What is the {name} constant in {module}?",
-    "What's the value of {name} of the {module} module?",
-    "Find the value of {name} in module {module}.",
-    "What is the default value of {name} in {module}?",
-    "What is {name} equal to in the file {module}?",
-    "In module {module} what is {name}?",
-    "{module}: what is the value of {name}?",
-    "What is the value of {name}, in module {module}?",
-    "which value does the constant {name} of module {module} have?",
-)
 _TEST = re.compile(r"(^|/)_*(tests?)(/|_|\.)|(^|/)test_|_test\.py$")
 
 
@@ -184,15 +58,6 @@ class _Definition:
     top: bool
     valued: bool = False
     owner: str = ""
-
-
-def standard_library() -> dict[str, str]:
-    """The sources of the running Python's standard library: relative path to text."""
-    root = Path(sysconfig.get_path("stdlib"))
-    paths = (
-        path for path in sorted(root.rglob("*.py")) if "site-packages" not in path.parts and "dist-packages" not in path.parts
-    )
-    return {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8", errors="replace") for path in paths}
 
 
 def _definitions(path: str, text: str) -> Iterator[_Definition]:
@@ -326,11 +191,6 @@ class Sampler:
 
 def ask_plainly(sources: object, question: str) -> str:
     """The answer of the stand-in with its code run in a plain namespace: no kernel, no loop."""
-    from rlm_jupyter import contexts, prompts
-    from rlm_jupyter.kernels.kernel import Output
-    from rlm_jupyter.lm.client import Message
-    from rlm_jupyter.lm.demo import DemoLM
-
     model = DemoLM()
     final: list[object] = []
 
@@ -339,10 +199,9 @@ def ask_plainly(sources: object, question: str) -> str:
 
     names: dict[str, object] = {"context": sources, "llm_query_batched": batched, "FINAL_VAR": final.append}
     left = prompts.Left(1, 30, 1000, 1800)
-    description = contexts._describe_dict(sources) if isinstance(sources, dict) else f"`context` is a {type(sources).__name__}"
     messages: list[Message] = [
         {"role": "system", "content": prompts.SYSTEM},
-        {"role": "user", "content": prompts.first_message(question, description, left)},
+        {"role": "user", "content": prompts.first_message(question, contexts.prepare(sources).description, left)},
     ]
     for _ in range(10):
         reply = _complete(model, messages)
@@ -358,14 +217,11 @@ def ask_plainly(sources: object, question: str) -> str:
 
 def ask_rlm(sources: object, question: str) -> str:
     """The answer of the stand-in through the real loop, its code run in a real kernel."""
-    from rlm_jupyter.rlm import RLM
-
     return RLM(backend="demo", environment="local").completion(sources, root_prompt=question).response
 
 
-def _complete(model: object, messages: object) -> str:
-    completion = asyncio.run(model.complete(messages, max_output_tokens=8192, timeout=60))  # type: ignore[attr-defined]
-    return str(completion.text)
+def _complete(model: LM, messages: Sequence[Message]) -> str:
+    return asyncio.run(model.complete(messages, max_output_tokens=8192, timeout=60)).text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -375,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rlm", action="store_true", help="through the real loop and kernel (slower)")
     parser.add_argument("--show", action="store_true", help="print the questions that were missed")
     chosen = parser.parse_args(arguments)
-    sources = standard_library()
+    sources = read_sources()
     sampler = Sampler(sources, chosen.seed)
     print(f"{len(sources):,} files, {sum(map(len, sources.values())) / 1e6:.1f} MB, seed {chosen.seed}")
     ask = ask_rlm if chosen.rlm else ask_plainly
