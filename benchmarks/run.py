@@ -33,6 +33,9 @@ SUB_CALL = 0.05
 """Seconds of a sub-call in the batches."""
 BATCHES = (256, 1000)
 OURS, THEIRS, FLOOR = "ours", f"rlms {REFERENCE}", "floor"
+PATIENCE, LOOK, IDLE = 5.0, 0.25, 0.9
+"""Seconds to wait for a quiet machine before each turn, seconds of one look, and the idle part that counts as quiet."""
+PROC_STAT = Path("/proc/stat")
 PACKAGES = ("openai", "aiohttp", "ipykernel", "jupyter_client", "pyzmq", "IPython")
 
 
@@ -135,6 +138,28 @@ class Worker:
             await self.process.wait()
 
 
+def idle_part(before: list[int], after: list[int]) -> float:
+    """Give the part of the time between two readings of `/proc/stat` in which the processors had nothing to do."""
+    passed = [late - early for early, late in zip(before, after, strict=True)]
+    return (passed[3] + passed[4]) / max(1, sum(passed))
+
+
+async def quiet() -> bool:
+    """Wait until nothing else keeps the machine busy, for `PATIENCE` at most; tell whether it is so (where /proc tells)."""
+
+    def read() -> list[int]:
+        return [int(number) for number in PROC_STAT.read_text().split("\n")[0].split()[1:9]]
+
+    if platform.system() != "Linux":
+        return True
+    for _ in range(round(PATIENCE / LOOK)):
+        before = read()
+        await asyncio.sleep(LOOK)
+        if idle_part(before, read()) >= IDLE:
+            return True
+    return False
+
+
 def reference_python() -> Path:
     """Make `.bench-venv` if it is not there, and give its interpreter."""
     python = BENCH_VENV / ("Scripts" if os.name == "nt" else "bin") / "python"
@@ -153,8 +178,9 @@ def reference_python() -> Path:
     return python
 
 
-async def measure(rounds: int) -> dict[str, dict[str, Figure]]:
-    """Give measure -> column -> figure."""
+async def measure(rounds: int) -> tuple[dict[str, dict[str, Figure]], int]:
+    """Give measure -> column -> figure, and how many turns began although something else kept the machine busy."""
+    busy = 0
     server = await Worker.start(sys.executable, "server.py", "the scripted server")
     url = f"http://127.0.0.1:{int(await server.line())}"
     columns = {
@@ -179,6 +205,7 @@ async def measure(rounds: int) -> dict[str, dict[str, Figure]]:
             for title, names, task in plan:
                 for name in names:
                     print(f"\rround {number + 1} of {rounds}: {title}, {name}".ljust(60), end="", file=sys.stderr, flush=True)
+                    busy += not await quiet()
                     answer = await columns[name].ask(task)
                     figures[title][name].samples += answer.samples
                     figures[title][name].counts.append(answer.counts)
@@ -186,7 +213,7 @@ async def measure(rounds: int) -> dict[str, dict[str, Figure]]:
     finally:
         for worker in (*columns.values(), server):
             await worker.close()
-    return figures
+    return figures, busy
 
 
 def rows(figures: dict[str, dict[str, Figure]]) -> list[Row]:
@@ -228,11 +255,12 @@ def _ratio(value: float | None) -> str:
     return f"1/{1 / value:.0f}" if value <= 1 / 3 else f"{value:.2f}"
 
 
-def machine(rounds: int, load: float) -> list[str]:
+def machine(rounds: int, busy: int) -> list[str]:
     """Say what this was measured on."""
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     system = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    return [f"rlm-jupyter {version('rlm-jupyter')}; {system}; load before the run {load:.2f}; {rounds} rounds", packages]
+    head = [f"rlm-jupyter {version('rlm-jupyter')}; {system}; {rounds} rounds", packages]
+    return head + ([f"{busy} turns ran while something else kept the machine busy"] if busy else [])
 
 
 def text(table: list[Row], head: list[str]) -> str:
@@ -280,10 +308,9 @@ def main() -> int:
     parser.add_argument("--docs", type=Path, metavar="FILE", help="put the table into this page (docs/benchmarks.md)")
     options = parser.parse_args()
     rounds = 2 if options.quick else 7
-    head = machine(rounds, os.getloadavg()[0])
     reference_python()
-    figures = asyncio.run(measure(rounds))
-    table = rows(figures)
+    figures, busy = asyncio.run(measure(rounds))
+    head, table = machine(rounds, busy), rows(figures)
     drawn = text(table, head)
     print(drawn, end="")
     if options.json:
