@@ -7,7 +7,7 @@ payload that runs where a notebook is trusted, and mathematics that is typeset.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from playwright.sync_api import Page
 
 from rlm_jupyter.trace import Trace
 from rlm_jupyter.widgets import html
-from tests.browser.lab import Browser, Lab, chromium, jupyter_lab, notebook, output_cell
+from tests.browser.lab import Browser, Lab, notebook, output_cell
 from tests.payloads import ATTRIBUTES, EVERYTHING, PAYLOADS, TAGS, run_of
 from tests.payloads import Page as Parsed
 
@@ -34,18 +34,6 @@ NODES = """() => [...document.querySelectorAll('.mathjax_ignore')].map(root => (
 }))"""
 OPEN_ALL = "() => document.querySelectorAll('.mathjax_ignore details').forEach(node => { node.open = true; })"
 PWNED = "() => [window.__pwned, document.documentElement.getAttribute('__pwned')].filter(found => found != null)"
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with jupyter_lab(tmp_path_factory.mktemp("lab")) as server:
-        yield server
-
-
-@pytest.fixture
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
 
 
 def bundles() -> list[dict[str, str]]:

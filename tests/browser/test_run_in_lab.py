@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +11,10 @@ import pytest
 from playwright.sync_api import Page
 
 from rlm_jupyter.testing import Reply, ScriptedServer
-from tests.browser.lab import Browser, Lab, chromium, jupyter_lab
+from tests.browser.lab import Browser, Lab
 from tests.models import answer, code
 
 pytestmark = [pytest.mark.needs("chromium"), pytest.mark.timeout(180)]
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with jupyter_lab(tmp_path_factory.mktemp("lab")) as lab:
-        yield lab
-
-
-@pytest.fixture
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 def start(lab: Lab, browser: Browser, name: str, server: ScriptedServer) -> tuple[Page, Path]:
@@ -60,7 +47,7 @@ def test_a_run_is_seen_live_and_saved_as_static_html(lab: Lab, browser: Browser)
         Reply(answer("context[0]"), hold=True),
     ]
     with ScriptedServer(models={"root": turns}) as server:
-        page, path = start(lab, browser, "live.ipynb", server)
+        page, path = start(lab, browser, "magic-live.ipynb", server)
         page.get_by_text("Thinking about it").first.wait_for()
         page.get_by_text("iteration 3 of 30").first.wait_for()
         page.get_by_text("looked at").first.wait_for(state="attached")
@@ -76,7 +63,7 @@ def test_a_run_is_seen_live_and_saved_as_static_html(lab: Lab, browser: Browser)
 
 def test_the_notebooks_stop_button_stops_a_run(lab: Lab, browser: Browser) -> None:
     with ScriptedServer(models={"root": [code("print('before')"), code("while True: pass")]}) as server:
-        page, path = start(lab, browser, "stop.ipynb", server)
+        page, path = start(lab, browser, "magic-stop.ipynb", server)
         page.get_by_text("iteration 2 of 30").first.wait_for()
         server.wait_for(2, ended=True)
         page.locator("[data-command='notebook:interrupt-kernel'], button[title^='Interrupt']").first.click()
