@@ -6,6 +6,8 @@ BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help demo lab test check bench mutants soak system-deps clean
+# A question may hold dollars: take it as it was typed, and expand nothing in it.
+override Q := $(value Q)
 export Q
 
 help:  ## this list
