@@ -15,7 +15,7 @@ from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMa
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-COMMANDS = ("status", "list", "show", "purge")
+COMMANDS = ("status", "list", "show", "purge", "doctor")
 MODELS = ("demo", "gpt-5", "gpt-5-mini", "gpt-5-nano")
 
 
@@ -48,16 +48,18 @@ class Completion:
     def _commands(self, words: list[str]) -> Iterable[tuple[str, str]]:
         if len(words) == 1:
             return [(command, "keyword") for command in COMMANDS]
+        if words[1:] == ["doctor"]:
+            return [("--json", "option")]
         return [(run, "run") for run in self._runs] if words[1:] == ["show"] else []
 
     def _candidates(self, words: list[str], fragment: str) -> Iterable[tuple[str, str]]:
         action = self._options.get(words[-1]) if len(words) > 1 else None
         if action is not None and action.nargs != 0:
-            return [(value, "value") for value in self._values(action)]
+            return [(value, "value") for value in self._values(action, fragment)]
         taken = {word for word in words if word.startswith("--")}
         return [(option, "option") for option in sorted(self._options) if option.startswith("--") and option not in taken]
 
-    def _values(self, action: argparse.Action) -> Iterable[str]:
+    def _values(self, action: argparse.Action, fragment: str) -> Iterable[str]:
         if action.choices is not None:
             return [str(choice) for choice in action.choices]
         match action.dest:
@@ -67,8 +69,8 @@ class Completion:
                 return self._variables((str,))
             case "out":
                 return self._variables((object,))
-            case "model" | "sub_model":
-                return MODELS
+            case "model" | "sub_model" | "price_as":
+                return _models(fragment)
             case "env":
                 from rlm_jupyter.settings import ENVIRONMENTS
 
@@ -83,3 +85,15 @@ class Completion:
         hidden = self._shell.user_ns_hidden
         space = self._shell.user_ns.items()
         return sorted(n for n, value in space if not n.startswith("_") and n not in hidden and isinstance(value, types))
+
+
+def _models(fragment: str) -> Iterable[str]:
+    """Offer what a model may be called: OpenAI's, then `provider/`, then after that what the table of prices knows."""
+    from rlm_jupyter.lm.table import PROVIDERS
+
+    name, slash, _ = fragment.partition("/")
+    if not slash or name not in PROVIDERS:
+        return (*MODELS, *(f"{row}/" for row in PROVIDERS))
+    from rlm_jupyter.lm.prices import models_known
+
+    return [f"{name}/{model}" for model in models_known(PROVIDERS[name].prices[:1])]

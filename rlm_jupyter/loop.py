@@ -21,7 +21,7 @@ from rlm_jupyter.kernels.kernel import CellResult, Final, Kernel, Output
 from rlm_jupyter.kernels.messages import CallOutcome, CallRequest
 from rlm_jupyter.lm.client import Message
 from rlm_jupyter.lm.handler import LMHandler
-from rlm_jupyter.lm.prices import price_of
+from rlm_jupyter.lm.prices import price_for
 from rlm_jupyter.settings import RunSettings
 from rlm_jupyter.values import decode
 
@@ -194,7 +194,7 @@ class Node:
 
     def _left(self, iteration: int) -> prompts.Left:
         settings, budget = self._settings, self._budget
-        priced = settings.max_cost is not None and price_of(settings.model, settings.prices, settings.base_url) is not None
+        priced = settings.max_cost is not None and price_for(settings.model, settings) is not None
         return prompts.Left(
             iteration=min(iteration, settings.max_iterations),
             iterations=settings.max_iterations,

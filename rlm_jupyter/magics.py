@@ -79,12 +79,17 @@ for _read, _name in ((_whole, "whole number"), (_whole_or_none, "whole number"),
 class RLMMagics(Magics):
     """Recursive Language Models in a notebook: `%%rlm` and `%rlm`. These are the defaults of their options."""
 
-    model = Unicode("", help="The root LM: gpt-5-mini, demo (no key, a stand-in), or any name at --base-url.").tag(config=True)
+    model = Unicode(
+        "", help="The root LM: gpt-5-mini, provider/model, demo (no key, a stand-in), or any name at --base-url."
+    ).tag(config=True)
     sub_model = Unicode("", help="The LM of the sub-calls; empty: the root LM.").tag(config=True)
     base_url = Unicode("", help="An OpenAI-compatible server, such as http://localhost:8000/v1; empty: the provider's.").tag(
         config=True
     )
     api_key_env = Unicode("", help="The name of the environment variable that holds the key.").tag(config=True)
+    price_as = Unicode(
+        "", help="The model whose price holds for names of your own: deployments of Azure, models behind base_url."
+    ).tag(config=True)
     env = Unicode("local", help="Where the code runs: local (not isolated).").tag(config=True)
     kernel = Unicode("", help="An installed kernelspec to run the code in; empty: this notebook's Python.").tag(config=True)
     view = Enum(VIEWS, "auto", help="What is shown: html in notebooks, text in terminals, none; auto chooses.").tag(config=True)
@@ -119,10 +124,15 @@ class RLMMagics(Magics):
     @magic_arguments("%rlm")
     @argument("--context", action="append", metavar="NAME", help="A variable of the notebook, or the path of one text file.")
     @argument("--env", metavar="NAME", help="Where the code runs: local (not isolated). Default: local.")
-    @argument("--model", metavar="MODEL", help="The root LM: gpt-5-mini, demo (no key, a stand-in), a name at --base-url.")
+    @argument(
+        "--model",
+        metavar="MODEL",
+        help="The root LM: gpt-5-mini, ollama/qwen3, demo (no key, a stand-in), a name at --base-url.",
+    )
     @argument("--sub-model", metavar="MODEL", help="The LM of the sub-calls. Default: the root LM.")
     @argument("--base-url", metavar="URL", help="An OpenAI-compatible server; model names are then taken literally.")
     @argument("--api-key-env", metavar="NAME", help="The environment variable that holds the key. Never the key itself.")
+    @argument("--price-as", metavar="MODEL", help="The model whose price holds for names of your own, such as gpt-5-mini.")
     @argument("-o", "--out", metavar="NAME", help="The variable that receives the result, also a partial one.")
     @argument("--max-iterations", type=_whole, metavar="N", help="Turns of the root LM. Default: 30.")
     @argument("--max-calls", type=_whole, metavar="N", help="LM requests of every kind, retries included. Default: 1000.")
@@ -193,6 +203,7 @@ class RLMMagics(Magics):
             sub_model=chosen("sub_model") or None,
             base_url=chosen("base_url") or None,
             api_key_env=chosen("api_key_env") or None,
+            price_as=chosen("price_as") or None,
             environment=chosen("env"),
             kernel=chosen("kernel") or None,
             setup_code=self._setup_code(options.setup_code),

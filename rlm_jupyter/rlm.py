@@ -14,6 +14,7 @@ from typing import Any
 
 from rlm_jupyter.engine import Engine
 from rlm_jupyter.errors import SettingsError
+from rlm_jupyter.lm.table import PROVIDERS
 from rlm_jupyter.result import RLMResult
 from rlm_jupyter.run import Run, check, start
 from rlm_jupyter.settings import RunSettings, did_you_mean
@@ -25,9 +26,11 @@ class RLM:
     Parameters
     ----------
     backend
-        `openai` (also any OpenAI-compatible server, with `base_url`) or `demo` (no key, no LM: a stand-in).
+        `openai` (also any OpenAI-compatible server, with `base_url`), another provider (`anthropic`, `ollama`, ...) or
+        `demo` (no key, no LM: a stand-in).
     backend_kwargs
-        `model_name`, `base_url`, `api_key` or `api_key_env`; anything else is sent with each request (`temperature`, ...).
+        `model_name` (also `provider/model`), `base_url`, `api_key` or `api_key_env`; anything else is sent with each
+        request (`temperature`, ...).
     environment, environment_kwargs
         Where the code runs; for `local`: `kernel` (a kernelspec's name) and `setup_code`.
     sub_model
@@ -38,6 +41,8 @@ class RLM:
         Caps, see `RunSettings`; None means no cap where that is allowed.
     prices
         Model to (dollars per million input tokens, dollars per million output tokens).
+    price_as
+        The model whose price holds for names of your own: deployments of Azure, models behind `base_url`.
     keep_trace
         Whether a trace file is written.
 
@@ -68,6 +73,7 @@ class RLM:
         max_cost: float | None = 2.0,
         max_output_tokens: int = 8192,
         prices: Mapping[str, tuple[float, float]] | None = None,
+        price_as: str | None = None,
         timeout: float = 1800.0,
         max_concurrency: int = 32,
         max_retries: int = 4,
@@ -96,6 +102,7 @@ class RLM:
             max_concurrency=max_concurrency,
             max_retries=max_retries,
             prices=dict(prices or {}),
+            price_as=price_as,
             sampling=model.sampling,
             keep_trace=keep_trace,
         )
@@ -158,12 +165,15 @@ class _Backend:
 
     @classmethod
     def read(cls, backend: str, arguments: Mapping[str, Any]) -> _Backend:
-        if backend not in ("openai", "demo"):
-            raise SettingsError(f"no backend is named {backend!r}{did_you_mean(backend, ('openai', 'demo'))}")
+        known = (*PROVIDERS, "demo")
+        if backend not in known:
+            raise SettingsError(f"no backend is named {backend!r}{did_you_mean(backend, known)}")
         sampling = dict(arguments)
         name = sampling.pop("model_name", None) or ("demo" if backend == "demo" else "")
         if not name:
             raise SettingsError('no model chosen: pass backend_kwargs={"model_name": "gpt-5-mini"}, or backend="demo"')
+        if backend not in ("openai", "demo") and not name.startswith(f"{backend}/") and not sampling.get("base_url"):
+            name = f"{backend}/{name}"
         read = cls(
             name, sampling.pop("base_url", None), sampling.pop("api_key", None), sampling.pop("api_key_env", None), sampling
         )

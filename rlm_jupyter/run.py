@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import os
 import queue
 import secrets
 import threading
@@ -32,6 +33,7 @@ from rlm_jupyter.kernels.local import check_kernel
 from rlm_jupyter.lm import prices, providers
 from rlm_jupyter.lm.handler import LMHandler
 from rlm_jupyter.loop import Answer, Node
+from rlm_jupyter.redaction import Redactor
 from rlm_jupyter.result import RLMResult
 from rlm_jupyter.settings import ENVIRONMENTS, RunSettings
 from rlm_jupyter.trace import FOLDER_CAP, Trace, TraceFile, purge, trace_folder
@@ -111,6 +113,7 @@ class Run:
         self._lock = threading.Lock()
         self._feeds: list[Feed] = []
         self._number = 0
+        self._redactor = Redactor(os.environ, () if api_key is None else (api_key,))
         self._scope: anyio.CancelScope | None = None
         self._stopping = False
         self._file: TraceFile | None = None
@@ -160,14 +163,16 @@ class Run:
         return error
 
     def _emit(self, event: Event) -> None:
-        with self._lock:
-            numbered = dataclasses.replace(event, run=self.id, number=self._number, at=time.time())
-            self._number += 1
-            self.trace.add(numbered)
-            for feed in self._feeds:
-                feed.put(numbered)
-        if self._file is not None:
-            self._file.write(numbered)
+        """Tell an event, and what was held back before it: without secrets, numbered, to the trace, the feeds and the file."""
+        for clean in self._redactor.events(event):
+            with self._lock:
+                numbered = dataclasses.replace(clean, run=self.id, number=self._number, at=time.time())
+                self._number += 1
+                self.trace.add(numbered)
+                for feed in self._feeds:
+                    feed.put(numbered)
+            if self._file is not None:
+                self._file.write(numbered)
 
     async def _main(self) -> RLMResult:
         """The whole run, in the worker thread. Never raises: what went wrong is in the result."""
@@ -273,11 +278,7 @@ class Run:
 
     def _tell_unknown_prices(self) -> None:
         settings = self.settings
-        unknown = [
-            m
-            for m in dict.fromkeys((settings.model, settings.sub()))
-            if prices.price_of(m, settings.prices, settings.base_url) is None
-        ]
+        unknown = [m for m in dict.fromkeys((settings.model, settings.sub())) if prices.price_for(m, settings) is None]
         if unknown:
             self._emit(
                 events.Notice(text=f"no price known for {' and '.join(unknown)}: dollars are not counted, the other caps hold")
@@ -294,6 +295,8 @@ class Run:
             self._emit(events.Notice(text=f"no trace file is kept: {error.strerror or error}"))
 
     def _end(self, answer: Answer, error: RLMError | None) -> RLMResult:
+        if error is not None:
+            self._redactor.error(error)
         message = str(error) if error is not None else answer.message
         budget = self._budget
         self._emit(

@@ -70,6 +70,8 @@ class RunSettings:
         Whether the user asked for `max_cost`: then a model without a known price is refused.
     prices
         Model to (dollars per million input tokens, dollars per million output tokens), over the built-in table.
+    price_as
+        The model whose price holds for models with names of the user's own: deployments of Azure, those behind `base_url`.
     sampling
         Further arguments of a chat completion (`temperature`, `reasoning_effort`, ...), sent as they are.
     """
@@ -93,6 +95,7 @@ class RunSettings:
     max_concurrency: int = 32
     max_retries: int = 4
     prices: Mapping[str, Price] = dataclasses.field(default_factory=dict)
+    price_as: str | None = None
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     keep_trace: bool = True
 

@@ -19,12 +19,13 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
 from rlm_jupyter import events
 from rlm_jupyter.events import Event, Usage
+from rlm_jupyter.testing_dialects import PROFILES, Profile
 
 PIECE = 24
 """Characters of a piece of a streamed reply."""
@@ -46,6 +47,8 @@ class Reply:
         Do not answer before `server.release()`.
     status, error, headers
         Of a failure: status 400 and above send `error` in OpenAI's shape (`message`, `type`, `code`, `param`).
+    fails
+        A failure as the server's `dialect` tells it: `key`, `model`, `quota`, `rate` or `context`.
     body
         Sent as it is instead of a completion.
     cut_after
@@ -65,6 +68,7 @@ class Reply:
     status: int = 200
     error: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
+    fails: str = ""
     body: str | bytes | None = None
     cut_after: int | None = None
     drop: bool = False
@@ -125,6 +129,11 @@ class ScriptedServer:
         Behave as the newest models do: refuse `max_tokens` and any `temperature` but 1.
     old
         Behave as older servers do: refuse `max_completion_tokens` and `stream_options`.
+    dialect
+        Be a provider's server: `openai`, `anthropic`, `ollama`, ..., or a `testing_dialects.Profile`: its path, what it
+        refuses and requires, how it tells usage and failures.
+    key
+        With a `dialect`: refuse requests without this key.
     omit_usage
         Never tell a usage. Otherwise a whole reply has it, and a stream only when it is asked for.
     latency
@@ -143,9 +152,12 @@ class ScriptedServer:
         models: Mapping[str, Script] | None = None,
         strict: bool = False,
         old: bool = False,
+        dialect: str | Profile | None = None,
+        key: str | None = None,
         omit_usage: bool = False,
         latency: float = 0.0,
     ) -> None:
+        self.profile, self.key = PROFILES[dialect] if isinstance(dialect, str) else dialect, key
         self._scripts = {name: _Player(one) for name, one in (models or {}).items()}
         self._script = _Player(script)
         self.strict, self.old, self.omit_usage, self.latency = strict, old, omit_usage, latency
@@ -253,13 +265,21 @@ class ScriptedServer:
         if request.method == "GET" and request.path.endswith("/models"):
             names = sorted(self._scripts) or ["scripted"]
             return Reply(body=json.dumps({"object": "list", "data": [{"id": name, "object": "model"} for name in names]}))
-        if not request.path.endswith("/chat/completions"):
+        if self.profile is not None:
+            refused = self.profile.refuse(request.path, request.headers, request.body, self.key)
+            if refused is not None:
+                return Reply(status=refused[0], body=refused[1])
+        elif not request.path.endswith("/chat/completions"):
             return Reply(status=404, error={"message": f"no such path: {request.path}", "type": "invalid_request_error"})
         for name, why in self._refused(request.body):
             error = {"message": why, "type": "invalid_request_error", "param": name, "code": "unsupported_parameter"}
             return Reply(status=400, error=error)
         try:
-            return self._scripts.get(request.model, self._script).next(request)
+            reply = self._scripts.get(request.model, self._script).next(request)
+            if not reply.fails:
+                return reply
+            status, text = (self.profile or PROFILES["openai"]).failure(reply.fails, request.model)
+            return replace(reply, status=status, body=text)
         except Exception as problem:
             return Reply(
                 status=400, error={"message": f"the script failed: {type(problem).__name__}: {problem}", "type": "script"}
@@ -417,12 +437,16 @@ class _Connection(asyncio.Protocol):
             return
         plain = reply.status != 200 or reply.body is not None or not request.stream
         if plain:
-            body = self._whole(request, reply)
+            native = self._server.profile is not None and self._server.profile.usage == "native" and reply.body is None
+            body = _native(request, reply)[-1] if native and reply.status == 200 else self._whole(request, reply)
             kind = "application/json" if body[:1] in (b"{", b"[") else "text/html"
             yield _head(reply, kind, f"Content-Length: {len(body)}") + body
             return
-        yield _head(reply, "text/event-stream", "Transfer-Encoding: chunked")
-        for line in _stream(request, reply, self._server.omit_usage):
+        usage = self._server.profile.usage if self._server.profile is not None else "asked"
+        kind = "application/x-ndjson" if usage == "native" else "text/event-stream"
+        yield _head(reply, kind, "Transfer-Encoding: chunked")
+        lines = _native(request, reply) if usage == "native" else _stream(request, reply, self._server.omit_usage, usage)
+        for line in lines:
             yield b"%x\r\n%s\r\n" % (len(line), line)
         yield b"0\r\n\r\n"
 
@@ -472,7 +496,21 @@ def _usage(request: Request, reply: Reply) -> dict[str, Any]:
     }
 
 
-def _stream(request: Request, reply: Reply, omit_usage: bool) -> Iterator[bytes]:
+def _native(request: Request, reply: Reply) -> list[bytes]:
+    """Give Ollama's answer: the pieces of a stream, one object a line, or the one object of a whole reply."""
+    size = PIECE if request.stream else max(1, len(reply.text))
+    pieces = [reply.text[start : start + size] for start in range(0, len(reply.text), size)] or [""]
+    sent, received = (_usage(request, reply)[name] for name in ("prompt_tokens", "completion_tokens"))
+    counts = {"done_reason": reply.finish_reason, "prompt_eval_count": sent, "eval_count": received}
+
+    def line(text: str, done: bool) -> bytes:
+        data = {"model": request.model, "message": {"role": "assistant", "content": text}, "done": done}
+        return json.dumps(data | (counts if done else {})).encode() + b"\n"
+
+    return [line(piece, False) for piece in pieces] + [line("", True)] if request.stream else [line(pieces[0], True)]
+
+
+def _stream(request: Request, reply: Reply, omit_usage: bool, usage: str = "asked") -> Iterator[bytes]:
     """Give the events of a streamed reply, each as its bytes."""
 
     def event(choices: list[dict[str, Any]], **more: Any) -> bytes:
@@ -488,7 +526,7 @@ def _stream(request: Request, reply: Reply, omit_usage: bool) -> Iterator[bytes]
         if not reply.no_end:
             yield event(choice({}, reply.finish_reason))
     options = request.body.get("stream_options")
-    asked = isinstance(options, dict) and options.get("include_usage")
+    asked = usage == "always" or (isinstance(options, dict) and options.get("include_usage"))
     if asked and not (omit_usage or reply.omit_usage or reply.no_end):
         yield event([], usage=_usage(request, reply))
     if not reply.no_end:

@@ -45,8 +45,8 @@ class Side:
 
 
 @asynccontextmanager
-async def open_side(url: str, *, api_key: str | None = None, **options: Any) -> AsyncIterator[Side]:
-    """Open a handler for the server at `url`; `options` are settings."""
+async def open_side(url: str | None, *, api_key: str | None = None, **options: Any) -> AsyncIterator[Side]:
+    """Open a handler for the server at `url` (None: the model's own); `options` are settings."""
     settings = RunSettings(**{"model": MODEL, "base_url": url, **options})
     budget = Budget(settings)
     told: list[Event] = []

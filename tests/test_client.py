@@ -24,7 +24,7 @@ from rlm_jupyter.events import Usage
 from rlm_jupyter.lm.client import Completion, Message, OpenAILM
 from rlm_jupyter.lm.completion import StreamedReply, WholeReply
 from rlm_jupyter.lm.connection import Connection
-from rlm_jupyter.lm.failures import Failure, ParameterRefused, one_line, redact, retry_after
+from rlm_jupyter.lm.failures import Failure, ParameterRefused, Told, one_line, redact, retry_after
 from rlm_jupyter.testing import Reply, Request, ScriptedServer
 
 pytestmark = pytest.mark.anyio
@@ -610,6 +610,7 @@ def test_whatever_a_server_sends_is_a_completion_or_an_error_of_ours(data: Any, 
 NESTS = [
     '{"error": %s}',
     '{"error": {"message": %s}}',
+    '{"error": "{\\"error\\": %s}"}',
     '{"choices": [{"message": {"content": %s}}]}',
     '{"choices": [{"message": {"content": "x"}, "finish_reason": %s}]}',
     '{"usage": %s}',
@@ -628,4 +629,4 @@ def test_deep_nesting_anywhere_is_no_surprise(place: str, depth: int) -> None:
                 else:
                     raise Failure(status, {}, body)
             except Failure as failure:
-                raise failure.to_error("m", "server", KEY) from None
+                raise failure.to_error(Told("m", "server", KEY)) from None

@@ -99,8 +99,9 @@ def test_an_address_without_a_server_is_refused(url: str) -> None:
 def test_the_rows_of_the_table_are_whole() -> None:
     for name, row in PROVIDERS.items():
         assert row.name == name
-        assert row.base_url.startswith("https://")
+        assert row.base_url.startswith("https://") or row.address_variable
         assert row.key_variable is None or row.key_variable.isupper()
+        assert row.free or (row.needs_key and row.prices)
 
 
 def test_checking_imports_neither_openai_nor_aiohttp() -> None:

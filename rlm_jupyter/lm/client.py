@@ -21,14 +21,15 @@ import anyio.to_thread
 
 from rlm_jupyter.errors import LMError, LMRefused, LMUnavailable
 from rlm_jupyter.lm.completion import Completion, StreamedReply, WholeReply
-from rlm_jupyter.lm.failures import Failure, ParameterRefused, Spent, one_line
+from rlm_jupyter.lm.dialects import NEW_CAP, OLD_CAP, OPENAI, Dialect, from_ollama
+from rlm_jupyter.lm.failures import Failure, ParameterRefused, Spent, Told, one_line
 
 if TYPE_CHECKING:
     from rlm_jupyter.lm.connection import Connection
 
 __all__ = ["LM", "Completion", "Message", "OpenAILM"]
 
-_CAP_NAMES = ("max_completion_tokens", "max_tokens")
+_CAP_NAMES = (NEW_CAP, OLD_CAP)
 
 
 class Message(TypedDict):
@@ -76,7 +77,7 @@ class _Sent:
 
 
 class OpenAILM:
-    """A model behind an OpenAI-compatible server.
+    """A model behind an OpenAI-compatible server, or Ollama in its own form.
 
     Parameters
     ----------
@@ -88,14 +89,27 @@ class OpenAILM:
         None sends no Authorization header at all.
     sampling
         Further arguments of the request, as they are.
+    dialect
+        How the server's requests differ from OpenAI's.
+    key_name
+        The variable that holds the key, for errors.
     """
 
-    def __init__(self, model: str, base_url: str, key: str | None = None, sampling: Mapping[str, Any] | None = None) -> None:
-        self.model, self.base_url, self.key = model, base_url, key or None
+    def __init__(
+        self,
+        model: str,
+        base_url: str,
+        key: str | None = None,
+        sampling: Mapping[str, Any] | None = None,
+        dialect: Dialect = OPENAI,
+        *,
+        key_name: str = "",
+    ) -> None:
+        self.model, self.base_url, self.key, self.dialect, self.key_name = model, base_url, key or None, dialect, key_name
         self.where = urlsplit(base_url).netloc.rpartition("@")[2] or base_url
         self._sampling = dict(sampling or {})
-        self._cap_name = _CAP_NAMES[0]
-        self._ask_usage = True
+        self._cap_name = dialect.cap_name
+        self._ask_usage = dialect.stream_usage and not dialect.native
         self._cap_switched = False
         self._connection: Connection | None = None
         self._opening = anyio.Lock()
@@ -108,6 +122,9 @@ class OpenAILM:
         timeout: float,  # noqa: ASYNC109
         on_text: Callable[[str], None] | None = None,
     ) -> Completion:
+        above = self.dialect.stream_above
+        if on_text is None and above is not None and max_output_tokens > above:
+            on_text = _unheard
         sent = _Sent(self._cap_name, on_text is not None and self._ask_usage)
         body = self._body(messages, max_output_tokens, sent, stream=on_text is not None)
         try:
@@ -128,29 +145,25 @@ class OpenAILM:
         async with self._opening:
             if self._connection is None:
                 kind = await anyio.to_thread.run_sync(_import_connection)
-                self._connection = kind(self.base_url, self.key)
+                self._connection = kind(self.base_url, self.key, self.dialect)
             return self._connection
 
     def _body(self, messages: Sequence[Message], max_output_tokens: int, sent: _Sent, *, stream: bool) -> bytes:
         """Write the request. Lone surrogates, which no server accepts, become question marks."""
-        body = {name: value for name, value in self._sampling.items() if name not in _CAP_NAMES}
-        body["model"] = self.model
-        body["messages"] = messages
-        body[sent.cap_name] = max_output_tokens
-        if stream:
-            body["stream"] = True
-        if sent.ask_usage:
-            body["stream_options"] = {"include_usage": True}
+        cap = (sent.cap_name, max_output_tokens)
+        body = self.dialect.body(self.model, messages, cap, self._sampling, stream=stream, ask_usage=sent.ask_usage)
         return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
     async def _exchange(self, connection: Connection, body: bytes, on_text: Callable[[str], None] | None) -> Completion:
         response = await connection.post(body, stream=on_text is not None)
         try:
-            if on_text is not None and response.headers.get("content-type", "").startswith("text/event-stream"):
-                stream = StreamedReply(self.where, self.key, on_text)
+            translate = from_ollama if self.dialect.native else None
+            kind = "application/x-ndjson" if self.dialect.native else "text/event-stream"
+            if on_text is not None and response.headers.get("content-type", "").startswith(kind):
+                stream = StreamedReply(self.where, self.key, on_text, translate)
                 await stream.read(connection.chunks(response))
                 return stream.completion(self.model)
-            whole = WholeReply(self.where, self.key, await connection.read(response))
+            whole = WholeReply(self.where, self.key, await connection.read(response), translate)
             if on_text is not None:
                 on_text(whole.text)
             return whole.completion(self.model)
@@ -171,7 +184,13 @@ class OpenAILM:
             if failure.names(name):
                 text = f"{self.model} does not take {name}={value!r}: leave it out or change it{failure.told}"
                 return LMRefused(one_line(text, self.key))
-        return failure.to_error(self.model, self.where, self.key)
+        dialect = self.dialect
+        told = Told(self.model, self.where, self.key, self.key_name, dialect.missing_model.format(model=self.model))
+        return failure.to_error(told)
+
+
+def _unheard(text: str) -> None:
+    """Take the pieces of a reply that is streamed only because its server wants it so."""
 
 
 def _import_connection() -> type[Connection]:

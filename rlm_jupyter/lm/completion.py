@@ -18,12 +18,16 @@ import anyio
 
 from rlm_jupyter.errors import LMError, LMRefused, LMReplyError
 from rlm_jupyter.events import Usage
-from rlm_jupyter.lm.failures import REDACTED, Failure, Spent, one_line, word
+from rlm_jupyter.lm.failures import Failure, Spent, one_line, word
+from rlm_jupyter.redaction import REDACTED
 from rlm_jupyter.settings import MIB, PROMPT_CAP
 
 DRAIN_SECONDS = 0.25
 _TOKENS_CAP = 10**10
 _BAD = object()
+
+Translate = Callable[[dict[str, Any]], dict[str, Any]]
+"""Gives an object that a server sent in a form of its own in OpenAI's form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +110,11 @@ class _Reply:
 class WholeReply(_Reply):
     """A reply that came in one piece."""
 
-    def __init__(self, where: str, key: str | None, body: bytes) -> None:
+    def __init__(self, where: str, key: str | None, body: bytes, translate: Translate | None = None) -> None:
         super().__init__(where, key)
         data = _load(body)
+        if translate is not None and isinstance(data, dict):
+            data = translate(data)
         if data is _BAD:
             page = body.lstrip()[:1] == b"<"
             raise self._no_reply("a web page (is --base-url right?)" if page else "malformed JSON")
@@ -134,9 +140,10 @@ class WholeReply(_Reply):
 class StreamedReply(_Reply):
     """A reply that comes as server-sent events; each piece of text goes to `on_text` at once."""
 
-    def __init__(self, where: str, key: str | None, on_text: Callable[[str], None]) -> None:
+    def __init__(self, where: str, key: str | None, on_text: Callable[[str], None], translate: Translate | None = None) -> None:
         super().__init__(where, key)
         self._on_text = on_text
+        self._translate = translate  # given where each line is an object, without server-sent events around it
         self._pieces: list[str] = []
         self._size = 0
         self._held = ""
@@ -179,9 +186,9 @@ class StreamedReply(_Reply):
             self._line("".join(self._rest))
 
     def _line(self, line: str) -> None:
-        if self._done or not line.startswith("data:"):
+        if self._done or not (line.strip() if self._translate is not None else line.startswith("data:")):
             return
-        line = line[5:].strip()
+        line = line if self._translate is not None else line[5:].strip()
         if line == "[DONE]":
             self._done = True
             return
@@ -189,6 +196,7 @@ class StreamedReply(_Reply):
         if data is _BAD:
             raise self._no_reply("malformed JSON in the stream")
         if isinstance(data, dict):
+            data = self._translate(data) if self._translate is not None else data
             self._check_error(data)
             self.usage = read_usage(data.get("usage")) or self.usage
             choices = data.get("choices")

@@ -20,6 +20,7 @@ import openai
 from openai import AsyncOpenAI, AsyncStream, DefaultAioHttpClient, Omit
 
 from rlm_jupyter.errors import LMError, LMRefused, LMReplyError, LMUnavailable
+from rlm_jupyter.lm.dialects import OPENAI, Dialect
 from rlm_jupyter.lm.failures import Failure, Spent, one_line
 from rlm_jupyter.settings import MIB, PROMPT_CAP
 
@@ -104,8 +105,10 @@ def _ssl_context() -> ssl.SSLContext | bool:
 class Connection:
     """An openai client of one server, for one event loop."""
 
-    def __init__(self, base_url: str, key: str | None) -> None:
+    def __init__(self, base_url: str, key: str | None, dialect: Dialect = OPENAI) -> None:
         self.key = key
+        self.dialect = dialect
+        bearer = key if dialect.key_header == "Authorization" else None
         url = urlsplit(base_url)
         self.where = url.netloc.rpartition("@")[2] or base_url
         local = is_loopback(url.hostname or "")
@@ -116,19 +119,19 @@ class Connection:
             verify=False if plain else _ssl_context(),  # no TLS there, and loading certificates takes 50 ms
         )
         self._client = _OpenAI(
-            api_key=key or "", base_url=base_url, max_retries=0, http_client=http, _enforce_credentials=False
+            api_key=bearer or "", base_url=base_url, max_retries=0, http_client=http, _enforce_credentials=False
         )
         self._client.admin_api_key = None
         self._client.sent = self._headers(url.hostname == OPENAI_HOST)
         self._http = http
-        self._path = base_url.rstrip("/") + "/chat/completions"
+        self._path = base_url.rstrip("/") + dialect.path
         self._url = httpx2.URL(self._path)
         self.headers = self._client.default_headers | self._client.auth_headers
         self._head = list(self.headers.items())
         self._extensions = {"timeout": httpx2.Timeout(None, connect=CONNECT_TIMEOUT).as_dict()}
         # What is not said here openai copies anew for each request, which takes 0.1 ms.
         self._options: Any = {
-            "headers": {} if key else {"Authorization": Omit()},
+            "headers": {} if bearer else {"Authorization": Omit()},
             "timeout": httpx2.Timeout(None, connect=CONNECT_TIMEOUT),
             "max_retries": 0,
             "params": {},
@@ -144,7 +147,8 @@ class Connection:
             "Accept-Encoding": "identity",
         }
         if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
+            bearer = self.dialect.key_header == "Authorization"
+            headers[self.dialect.key_header] = f"Bearer {self.key}" if bearer else self.key
         if not ours:
             return headers
         theirs: dict[str, Any] = AsyncOpenAI.default_headers.fget(self._client)  # type: ignore[attr-defined]
@@ -216,9 +220,11 @@ class Connection:
             inner = inner.__cause__
         name = type(inner).__name__
         if isinstance(inner, ConnectionRefusedError) or "refused" in str(inner):
-            return LMUnavailable(f"no server listens at {self.where} (connection refused)")
+            hint = f"; {self.dialect.not_running}" if self.dialect.not_running else ""
+            return LMUnavailable(f"no server listens at {self.where} (connection refused){hint}")
         if isinstance(inner, ssl.SSLError):
-            return LMRefused(one_line(f"the certificate of {self.where} was not accepted: {inner}", self.key))
+            mend = "set SSL_CERT_FILE to the file with your proxy's certificates, if that is what stands between"
+            return LMRefused(one_line(f"the certificate of {self.where} was not accepted ({inner}); {mend}", self.key))
         lost = LMUnavailable(one_line(f"the connection to {self.where} was lost ({name}: {inner})", self.key))
         lost.__cause__ = Spent(None, "")  # the prompt may have been read
         return lost

@@ -7,33 +7,52 @@ Everything a provider sends is hostile: it is cut, made one line, stripped of co
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import json
 import math
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from rlm_jupyter.errors import LMError, LMRefused, LMUnavailable
 from rlm_jupyter.events import Usage
+from rlm_jupyter.redaction import REDACTED, redact_keys
 
 LINE_CAP = 300
 """Characters of a provider's own words that an error repeats."""
-REDACTED = "[redacted]"
-
-_KEYS = re.compile(
-    r"(?<![A-Za-z0-9])(?:(?:sk|pk|rk|gsk|xai|hf|pplx|nvapi|csk|ghp|gho|glpat|r8)[-_]|AIza|AKIA|ya29\.|eyJ)"
-    r"(?=\S*[0-9*])[A-Za-z0-9_\-*.+/=]{12,}"
-    r"|(?<=[Bb]earer )\S+|(?<=://)[^/@\s]+(?=@)"
-)
 _TOO_LONG = re.compile(
-    r"context[ _]length|context window|maximum context|too many (?:input )?tokens|prompt is too long|too long", re.I
+    r"context[ _](?:length|size)|context window|maximum context|too many (?:input )?tokens|prompt is too long|too long"
+    r"|too large for model|input token count|maximum prompt length|reduce the length",
+    re.I,
+)
+_NO_KEY = re.compile(r"(?:incorrect|invalid|missing|no) api[ _-]?key|api key (?:not valid|not found|expired|is invalid)", re.I)
+_NO_QUOTA = re.compile(
+    r"credit balance|insufficient (?:balance|funds|credits?)|(?:any|no|more|all available) credits|spending limit|unpaid", re.I
+)
+_NO_MODEL = re.compile(
+    r"model not exist|invalid model|not a valid model|no models? loaded|unknown model"
+    r"|model\b.{0,120}(?:does not exist|not found|not available)",
+    re.I,
 )
 _UNSUPPORTED = re.compile(
     r"unsupported|not supported|unknown|unrecogni[sz]ed|unexpected|extra (?:inputs?|fields?)|not (?:permitted|allowed)|instead",
     re.I,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What an error of a provider tells besides its own words: model, server, key and where it is, what to do about a model
+    that is not there."""
+
+    model: str
+    where: str
+    key: str | None = field(default=None, repr=False)
+    key_name: str = ""
+    missing_model: str = ""
 
 
 class ParameterRefused(LMError):
@@ -58,7 +77,7 @@ def redact(text: str, secret: str | None = None) -> str:
         if any(piece in text for piece in pieces):
             words = re.split(r"(\s+)", text)
             text = "".join(REDACTED if any(piece in word for piece in pieces) else word for word in words)
-    return _KEYS.sub(REDACTED, text)
+    return redact_keys(text)
 
 
 def one_line(text: str, secret: str | None = None, cap: int = LINE_CAP) -> str:
@@ -127,6 +146,10 @@ class Failure(Exception):
         return failure
 
     def _read(self, error: Any) -> None:
+        if isinstance(error, str) and error.lstrip().startswith("{"):  # an error of a server behind, wrapped as a text
+            with contextlib.suppress(ValueError, RecursionError):
+                inner = json.loads(error)
+                error = inner.get("error", inner)
         if not isinstance(error, dict):
             self.message = error if isinstance(error, str) else ""
             return
@@ -138,6 +161,7 @@ class Failure(Exception):
                 message = ""
         self.message = message
         self.code, self.kind, self.param = (word(error.get(name)) for name in ("code", "type", "param"))
+        self.kind = self.kind or word(error.get("status"))
 
     @property
     def told(self) -> str:
@@ -156,28 +180,34 @@ class Failure(Exception):
             self.code in ("unsupported_parameter", "unknown_parameter") or _UNSUPPORTED.search(self.message) is not None
         )
 
-    def to_error(self, model: str, where: str, secret: str | None) -> LMError:
-        """Give the error to raise; `where` is the provider as the user knows it."""
+    def to_error(self, told: Told) -> LMError:
+        """Give the error to raise."""
         wait = retry_after(self.headers)
-        text, kind = self._sentence(model, where)
-        line = one_line(text, secret)
+        text, kind = self._sentence(told)
+        line = one_line(text, told.key)
         return kind(line, retry_after=wait) if kind is LMUnavailable else kind(line)
 
-    def _sentence(self, model: str, where: str) -> tuple[str, type[LMError]]:
-        status, told = self.status, self.told
+    def _sentence(self, by: Told) -> tuple[str, type[LMError]]:
+        status, told, where = self.status, self.told, by.where
         about = f"{self.code} {self.kind}".lower()
-        if status in (401, 403) and "content" not in about:
-            return f"{where} refused the key ({status}){told}", LMRefused
-        if status == 402 or "insufficient_quota" in about or "billing" in about:
+        client = 400 <= status < 500
+        if status == 402 or "insufficient_quota" in about or "billing" in about or (client and _NO_QUOTA.search(self.message)):
             return f"{where} says that the account has no quota left ({status}){told}", LMRefused
+        if (status in (401, 403) and "content" not in about) or (status == 400 and _NO_KEY.search(self.message)):
+            name = f" in {by.key_name}" if by.key_name else ""
+            missing = "" if by.key else "; none was sent"
+            return f"{where} refused the key{name} ({status}{missing}){told}", LMRefused
         if status == 429:
             return f"{where} limits the rate of requests (429){told}", LMUnavailable
         if "content_filter" in about or "content_policy" in about or "responsibleai" in about:
             return f"{where} refused the content ({status}){told}", LMRefused
-        if status == 413 or (400 <= status < 500 and ("context_length" in about or _TOO_LONG.search(self.message))):
-            return f"the prompt is too long for {model} ({status}){told}", LMRefused
-        if status == 404 or "model_not_found" in about:
-            return f"{where} knows no model {model!r}, or not at this address ({status}){told}", LMRefused
+        if status == 413 and "rate_limit" in about:
+            return f"the request is more than {where} lets this account send in a minute ({status}){told}", LMRefused
+        if status == 413 or (client and ("context_length" in about or _TOO_LONG.search(self.message))):
+            return f"the prompt is too long for {by.model} ({status}){told}", LMRefused
+        if status == 404 or "model_not_found" in about or "invalid_model" in about or self._no_model():
+            hint = f"; {by.missing_model}" if by.missing_model else ""
+            return f"{where} knows no model {by.model!r}, or not at this address ({status}){hint}{told}", LMRefused
         if 300 <= status < 400:
             return (
                 f"{where} redirects elsewhere ({status}), which is not followed; give the final address as --base-url",
@@ -186,3 +216,6 @@ class Failure(Exception):
         if status >= 500 or status in (408, 409, 425):
             return f"{where} failed ({status}){told}", LMUnavailable
         return f"{where} refused the request ({status}){told}", LMRefused
+
+    def _no_model(self) -> bool:
+        return self.status == 400 and _NO_MODEL.search(self.message) is not None

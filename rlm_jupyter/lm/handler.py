@@ -23,7 +23,7 @@ from rlm_jupyter.kernels.messages import CallOutcome, CallRequest
 from rlm_jupyter.lm.client import LM, Completion, Message
 from rlm_jupyter.lm.failures import ParameterRefused, Spent
 from rlm_jupyter.lm.ledger import Entry, Ledger
-from rlm_jupyter.lm.prices import Price, price_of
+from rlm_jupyter.lm.prices import Price, price_for
 from rlm_jupyter.lm.providers import models_of
 from rlm_jupyter.settings import BATCH_CAP, MIB, PROMPT_CAP, RunSettings, did_you_mean
 
@@ -114,7 +114,7 @@ class LMHandler:
     def price(self, model: str) -> Price | None:
         """Give the price of a model of the run, None where none is known."""
         if model not in self._prices:
-            self._prices[model] = price_of(model, self._settings.prices, self._settings.base_url)
+            self._prices[model] = price_for(model, self._settings)
         return self._prices[model]
 
     async def ask(self, messages: Sequence[Message], iteration: int, on_text: Callable[[str], None] | None = None) -> RootReply:

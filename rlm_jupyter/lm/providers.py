@@ -1,8 +1,8 @@
-"""Which server a model's name means, and whose key it gets. One small table; a key goes to its own host only.
+"""Which server a model's name means, and whose key it gets: a key goes to its own host only.
 
-`gpt-5-mini` is OpenAI's; `provider/model` picks a row; `demo` is the stand-in that needs neither key nor network. With a
-`--base-url` every name is taken literally, and the key comes from the variable that `--api-key-env` names, or there is none.
-`check_models` refuses, before anything is started, what cannot work. It looks nothing up on a network.
+`gpt-5-mini` is OpenAI's; `provider/model` picks a row of the table; `demo` is the stand-in that needs neither key nor network.
+With a `--base-url` every name is taken literally, and the key comes from the variable that `--api-key-env` names, or there is
+none. `check_models` refuses, before anything is started, what cannot work. It looks nothing up on a network.
 """
 
 from __future__ import annotations
@@ -10,31 +10,21 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import quote
 
 from rlm_jupyter.errors import SettingsError
 from rlm_jupyter.lm.client import LM, OpenAILM
-from rlm_jupyter.lm.prices import DEMO, price_of
+from rlm_jupyter.lm.dialects import OPENAI, Dialect
+from rlm_jupyter.lm.prices import DEMO, price_for, price_of
+from rlm_jupyter.lm.table import PROVIDERS, has_host, provider_of
+from rlm_jupyter.redaction import looks_like_a_key
 from rlm_jupyter.settings import RunSettings, did_you_mean
 
-
-@dataclass(frozen=True, slots=True)
-class Provider:
-    """A row of the table: an OpenAI-compatible server, and the variable that holds the key to it (None: it takes none)."""
-
-    name: str
-    base_url: str
-    key_variable: str | None
-
-
-PROVIDERS: Mapping[str, Provider] = {
-    row.name: row
-    for row in (Provider("openai", "https://api.openai.com/v1", "OPENAI_API_KEY"),)
-}  # fmt: skip
-
-DEFAULT_PROVIDER = "openai"
+AZURE_TOKEN = "AZURE_OPENAI_AD_TOKEN"
+"""The variable that holds a token of Entra, taken where there is no key."""
+AZURE_VERSION = "OPENAI_API_VERSION"
+"""The variable that asks for Azure's dated interface; without it the v1 interface is used, which has no versions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +35,8 @@ class Endpoint:
     base_url: str
     key_variable: str | None
     given_key: str | None = dataclasses.field(default=None, repr=False)
+    dialect: Dialect = OPENAI
+    needs_key: bool = True
 
     @property
     def key(self) -> str | None:
@@ -75,28 +67,40 @@ def find_endpoint(model: str, settings: RunSettings, api_key: str | None = None)
 
 def _find(model: str, settings: RunSettings) -> Endpoint:
     if settings.base_url is not None:
-        if not _has_host(settings.base_url):
+        if not has_host(settings.base_url):
             raise SettingsError(f"--base-url {settings.base_url} names no server; type one such as http://localhost:8000/v1")
         return Endpoint(model, settings.base_url, settings.api_key_env)
     name, slash, rest = model.partition("/")
-    provider = PROVIDERS.get(name if slash else DEFAULT_PROVIDER)
-    if provider is None or (slash and not rest):
-        hint = did_you_mean(name, PROVIDERS)
+    row = provider_of(model)
+    if row is None:
         raise SettingsError(
-            f"--model {model}: no provider is named {name!r}{hint}"
+            f"--model {model}: no provider is named {name!r}{did_you_mean(name, PROVIDERS)}"
             + "; a server of your own is named with --base-url, and the model then literally"
         )
-    return Endpoint(rest or model, provider.base_url, settings.api_key_env or provider.key_variable)
+    if slash and not rest:
+        raise SettingsError(f"--model {model}: the name of the model is missing after {name}/")
+    endpoint = Endpoint(rest or model, row.address(), row.key_variable, dialect=row.dialect, needs_key=row.needs_key)
+    if row.name == "azure":
+        endpoint = _azure(endpoint)
+    # The variable that the user names holds the key to the run's own model, not to the servers of the others.
+    ours = row is provider_of(settings.model)
+    return dataclasses.replace(endpoint, key_variable=settings.api_key_env) if settings.api_key_env and ours else endpoint
 
 
-def _has_host(base_url: str) -> bool:
-    try:
-        parts = urlsplit(base_url)
-        return (
-            bool(parts.hostname) and (parts.port is None or parts.port > 0) and base_url.isprintable() and " " not in base_url
-        )
-    except ValueError:
-        return False
+def _azure(endpoint: Endpoint) -> Endpoint:
+    """Complete an endpoint of Azure: which of its two interfaces, and key or token."""
+    if not endpoint.base_url.startswith("https://"):
+        raise SettingsError("AZURE_OPENAI_ENDPOINT must begin with https://: a key is not sent in the open")
+    base, dialect = endpoint.base_url.removesuffix("/openai/v1").removesuffix("/openai"), endpoint.dialect
+    variable = endpoint.key_variable
+    if not os.environ.get(variable or "", "").strip() and os.environ.get(AZURE_TOKEN, "").strip():
+        variable, dialect = AZURE_TOKEN, dataclasses.replace(dialect, key_header="Authorization")
+    version = os.environ.get(AZURE_VERSION, "").strip()
+    if not version:
+        return dataclasses.replace(endpoint, base_url=f"{base}/openai/v1", key_variable=variable, dialect=dialect)
+    path = f"/deployments/{quote(endpoint.model, safe='')}/chat/completions?api-version={quote(version, safe='')}"
+    dialect = dataclasses.replace(dialect, path=path)
+    return dataclasses.replace(endpoint, base_url=f"{base}/openai", key_variable=variable, dialect=dialect)
 
 
 def check_models(settings: RunSettings, *, api_key: str | None = None) -> None:
@@ -104,22 +108,27 @@ def check_models(settings: RunSettings, *, api_key: str | None = None) -> None:
 
     Fast, without a network; the openai package is not imported. `api_key` is one that Python code gave for the run's model.
     """
+    if settings.api_key_env is not None and looks_like_a_key(settings.api_key_env):
+        raise SettingsError("--api-key-env takes the name of a variable, such as OPENAI_API_KEY, not the key itself")
+    if settings.price_as is not None and price_of(settings.price_as, settings.prices) is None:
+        raise SettingsError(f"--price-as {settings.price_as}: no price is known for it; name a model such as gpt-5-mini")
     for model in models_of(settings):
         if is_demo(model, settings):
             continue
         endpoint = find_endpoint(model, settings, api_key)
-        if endpoint.key_variable and endpoint.key is None:
+        named = settings.api_key_env is not None and endpoint.key_variable == settings.api_key_env
+        if endpoint.key_variable and endpoint.key is None and (endpoint.needs_key or named):
             raise SettingsError(
                 f"no key for {model}: the variable {endpoint.key_variable} is not set. Type "
                 f"export {endpoint.key_variable}=... before Jupyter starts, or in a cell "
                 f'import os; os.environ["{endpoint.key_variable}"] = "..."; --model demo needs no key'
             )
         _check_key(endpoint)
-        if settings.cost_is_explicit and price_of(model, settings.prices, settings.base_url) is None:
+        if settings.cost_is_explicit and price_for(model, settings) is None:
             raise SettingsError(
                 f"--max-cost {settings.max_cost} cannot hold: no price is known for {model}; give it with "
                 f"prices={{{model!r}: (dollars per million input tokens, per million output tokens)}}, "
-                "or leave --max-cost out: --max-calls and --timeout hold for every model"
+                "or with --price-as MODEL, or leave --max-cost out: --max-calls and --timeout hold for every model"
             )
 
 
@@ -138,7 +147,9 @@ def open_lm(model: str, settings: RunSettings, *, api_key: str | None = None) ->
 
         return DemoLM()
     endpoint = find_endpoint(model, settings, api_key)
-    return OpenAILM(endpoint.model, endpoint.base_url, endpoint.key, settings.sampling)
+    key = endpoint.key
+    told = endpoint.key_variable or "" if key and not endpoint.given_key else ""
+    return OpenAILM(endpoint.model, endpoint.base_url, key, settings.sampling, endpoint.dialect, key_name=told)
 
 
 def warm_up(settings: RunSettings) -> None:

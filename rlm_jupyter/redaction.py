@@ -1,0 +1,142 @@
+"""Secrets taken out of what is shown and kept: events, and so traces, views and notebooks, and errors.
+
+Secrets are the values of environment variables whose name says so (KEY, TOKEN, SECRET, PASSWORD, CREDENTIAL; 8 characters or
+more), a key that Python code gave, and whatever looks like a provider's key. Pieces of a stream are held back while they may be
+the beginning of a secret. The answer's live value under `--out` is the user's own data and is not touched; nor is what code in
+a kernel sees. This guards against accidents: code that wants to show a secret can always write it in another way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from rlm_jupyter.events import CellOutput, Event, ReplyPart
+
+REDACTED = "[redacted]"
+SHORTEST = 8
+"""Characters below which the value of a variable is no secret: `true`, `1234`."""
+
+SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
+KEYS = re.compile(
+    r"(?<![A-Za-z0-9])(?:(?:sk|pk|rk|gsk|xai|hf|pplx|nvapi|csk|ghp|gho|glpat|r8|fw)[-_]|AIza|AKIA|ya29\.|eyJ)"
+    r"(?=\S*[0-9*])[A-Za-z0-9_\-*.+/=]{12,}"
+    r"|(?<=[Bb]earer )\S+|(?<=://)[^/@\s]+(?=@)"
+)
+_HINTS = (
+    "sk-", "sk_", "pk-", "pk_", "rk-", "rk_", "gsk", "xai", "hf-", "hf_", "pplx", "nvapi", "csk", "ghp", "gho", "glpat", "r8-",
+    "r8_", "fw-", "fw_", "AIza", "AKIA", "ya29", "eyJ", "earer ", "://",
+)  # fmt: skip
+
+
+def redact_keys(text: str) -> str:
+    """Take out whatever looks like a key: a provider's, of a `Bearer`, or within a URL. Most texts hold no hint of one."""
+    return KEYS.sub(REDACTED, text) if any(hint in text for hint in _HINTS) else text
+
+
+def looks_like_a_key(text: str) -> bool:
+    return KEYS.search(text) is not None
+
+
+def secrets_of(environment: Mapping[str, str], given: Iterable[str] = ()) -> list[str]:
+    """Give the secrets that an environment holds, each also as it stands within quotes, the longest first."""
+    values = {value.strip() for name, value in environment.items() if SECRET_NAME.search(name)}
+    values |= {value.strip() for value in given}
+    values = {value for value in values if len(value) >= SHORTEST and not _is_path(value)}
+    quoted = {form[1:-1] for value in values for form in (json.dumps(value), repr(value))}
+    return sorted(values | quoted, key=len, reverse=True)
+
+
+def _is_path(value: str) -> bool:
+    """Tell whether a value only says where a secret lies, as GOOGLE_APPLICATION_CREDENTIALS does."""
+    return value.startswith(("/", "~/")) and "\0" not in value and os.path.exists(os.path.expanduser(value))
+
+
+class Redactor:
+    """Takes the secrets of one run out of its events and errors. Not for use from two threads at once."""
+
+    def __init__(self, environment: Mapping[str, str], given: Iterable[str] = ()) -> None:
+        self._secrets = secrets_of(environment, given)
+        self._pattern = re.compile("|".join(map(re.escape, self._secrets))) if self._secrets else None
+        self._firsts = frozenset(secret[0] for secret in self._secrets)
+        self._longest = max(map(len, self._secrets), default=0)
+        self._held: CellOutput | ReplyPart | None = None
+
+    def text(self, text: str) -> str:
+        """Give `text` without secrets."""
+        if self._pattern is not None and any(secret in text for secret in self._secrets):
+            text = self._pattern.sub(REDACTED, text)
+        return redact_keys(text)
+
+    def error(self, error: BaseException) -> None:
+        """Take secrets out of what an error says, and out of what it was caused by."""
+        seen: BaseException | None = error
+        for _ in range(8):
+            if seen is None:
+                return
+            seen.args = tuple(self.text(arg) if isinstance(arg, str) else arg for arg in seen.args)
+            seen = seen.__cause__ or seen.__context__
+
+    def events(self, event: Event) -> Iterator[Event]:
+        """Give what to emit for `event`: itself without secrets, after what was held back of an earlier piece of text."""
+        held, self._held = self._held, None
+        if isinstance(event, CellOutput | ReplyPart):
+            if held is not None and _continues(held, event):
+                event = dataclasses.replace(event, text=held.text + event.text)
+            elif held is not None:
+                yield self._clean(held)
+            kept = self._kept(event.text)
+            if kept:
+                self._held = dataclasses.replace(event, text=event.text[-kept:])
+                event = dataclasses.replace(event, text=event.text[:-kept])
+            if event.text:
+                yield self._clean(event)
+            return
+        if isinstance(held, CellOutput):  # a held piece of a reply is in the whole one
+            yield self._clean(held)
+        yield self._clean(event)
+
+    def _kept(self, text: str) -> int:
+        """Give how many characters at the end of a piece may be the beginning of a secret."""
+        start = max(0, len(text) - self._longest + 1)
+        for place, char in enumerate(text[start:], start):
+            if char in self._firsts:
+                rest = text[place:]
+                if any(len(rest) < len(secret) and secret.startswith(rest) for secret in self._secrets):
+                    return len(rest)
+        return 0
+
+    def _clean(self, event: Event) -> Event:
+        changed = {}
+        for name in _TEXTS.setdefault(type(event), _texts_of(type(event))):
+            value = getattr(event, name)
+            clean = self.text(value) if isinstance(value, str) else self._clean_data(value)
+            if clean != value:
+                changed[name] = clean
+        return dataclasses.replace(event, **changed) if changed else event
+
+    def _clean_data(self, data: Any) -> Any:
+        if isinstance(data, str):
+            return self.text(data)
+        if isinstance(data, dict):
+            return {name: self._clean_data(value) for name, value in data.items()}
+        return [self._clean_data(value) for value in data] if isinstance(data, list) else data
+
+
+_TEXTS: dict[type[Event], tuple[str, ...]] = {}
+
+
+def _texts_of(kind: type[Event]) -> tuple[str, ...]:
+    """Name the fields of a kind of event that hold text."""
+    names = (field.name for field in dataclasses.fields(kind) if field.type in ("str", "dict[str, Any]"))
+    return tuple(name for name in names if name not in ("run", "node", "kind", "call", "batch", "stream", "status"))
+
+
+def _continues(held: CellOutput | ReplyPart, event: CellOutput | ReplyPart) -> bool:
+    if isinstance(held, CellOutput) and isinstance(event, CellOutput):
+        return (held.node, held.cell, held.stream) == (event.node, event.cell, event.stream)
+    return isinstance(held, ReplyPart) and isinstance(event, ReplyPart) and held.iteration == event.iteration
