@@ -86,8 +86,7 @@ async def side(
     row: Provider, script: Script, monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> AsyncIterator[tuple[Side, Place]]:
     with place(row, script, monkeypatch, folder) as there:
-        options = {"model": there.model, "max_retries": 1, "price_as": "gpt-5-mini"}
-        async with open_side(None, **options) as one:
+        async with open_side(None, model=there.model, max_retries=1, price_as="gpt-5-mini") as one:
             yield one, there
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from rlm_jupyter.errors import SettingsError
 from rlm_jupyter.lm.client import OpenAILM
-from rlm_jupyter.lm.providers import PROVIDERS, check_models, find_endpoint, models_of, open_lm
+from rlm_jupyter.lm.providers import check_models, find_endpoint, models_of, open_lm
+from rlm_jupyter.lm.table import PROVIDERS
 from rlm_jupyter.settings import RunSettings
 
 OWN = "http://localhost:8000/v1"
