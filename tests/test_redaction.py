@@ -46,6 +46,7 @@ def shown(result: Any, folder: Path) -> str:
 PRINTS = {
     "whole": "print('password is', found)",
     "in pieces": "import sys\nfor char in found:\n    print(char, end='', flush=True)",
+    "in two halves": "import time\nprint(found[:9], end='', flush=True)\ntime.sleep(0.4)\nprint(found[9:])",
     "as a result": "found",
     "on stderr": "import sys\nprint(found, file=sys.stderr)",
     "in a traceback": "raise RuntimeError(found)",
