@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test check bench mutants soak system-deps clean
+.PHONY: help demo lab test check docs bench mutants soak system-deps clean
 # A question may hold dollars: take it as it was typed, and expand nothing in it.
 override Q := $(value Q)
 export Q
@@ -27,6 +27,9 @@ check: $(VENV)/.dev  ## ruff and mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.dev  ## write docs/options.md anew from the options' own help
+	$(BIN)/python -m scripts.options
 
 bench: $(VENV)/.dev  ## ours, the reference implementation and the floor, side by side in one run
 	$(BIN)/python benchmarks/run.py $(BENCH)

@@ -305,13 +305,20 @@ class RLMMagics(Magics):
           %rlm list           the runs of this session
           %rlm show [id]      a run's result again (the last one, or by its id; also from its trace file)
           %rlm purge          delete the trace files
+          %rlm doctor         what is here, what is ready, what to type where something is missing; --json
 
         To ask a question, write it in a cell that begins with %%rlm; %%rlm? tells how.
         """
         words = line.split()
-        commands = {"status": self._status, "list": self._list, "show": self._show_again, "purge": self._purge}
+        commands = {
+            "status": self._status,
+            "list": self._list,
+            "show": self._show_again,
+            "purge": self._purge,
+            "doctor": self._doctor,
+        }
         if not words:
-            print("%rlm status | list | show [id] | purge;  %%rlm? tells how to ask a question")
+            print("%rlm status | list | show [id] | purge | doctor;  %%rlm? tells how to ask a question")
             return
         command = commands.get(words[0])
         if command is None:
@@ -357,6 +364,14 @@ class RLMMagics(Magics):
 
         folder = trace_folder()
         print(f"{purge(folder)} trace files deleted from {folder}")
+
+    def _doctor(self, words: Sequence[str]) -> None:
+        from rlm_jupyter.doctor import examine, render, to_json
+
+        if words not in ([], ["--json"]):
+            raise UsageError(f"%rlm doctor has no option {words[0]}; there is --json")
+        findings = examine({name: getattr(self, name) for name in self.trait_names(config=True)}, self._shell)
+        print(to_json(findings) if words else render(findings))
 
     def close(self) -> None:
         """End the worker thread and what it keeps."""

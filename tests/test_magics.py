@@ -11,6 +11,7 @@ import pytest
 from IPython.core.error import UsageError
 
 from rlm_jupyter import RLMResult
+from rlm_jupyter.lm.prices import price_of
 from tests.shells import Shell, open_shell
 
 
@@ -66,6 +67,11 @@ BAD = [
     ("%%rlm --model demo --context\nWho?", "--context"),
     ("%rlm frob", "no command 'frob'"),
     ("%rlm lst", "did you mean list"),
+    ("%rlm doctor --jsn", "there is --json"),
+    ("%%rlm --model azure/x --context docs\nWho?", "AZURE_OPENAI_ENDPOINT is not set"),
+    ("%%rlm --model groq/x --context docs\nWho?", "GROQ_API_KEY is not set"),
+    ("%%rlm --model groq/ --context docs\nWho?", "the name of the model is missing after groq/"),
+    ("%%rlm --model demo --price-as nobody --context docs\nWho?", "--price-as nobody: no price is known"),
     ("%rlm show", "no run in this session yet"),
     ("%rlm show nope", "no run has the id nope"),
 ]
@@ -100,8 +106,11 @@ def test_a_key_with_a_line_end_is_refused(shell: Shell, monkeypatch: pytest.Monk
         ("%%rlm --setup-code ", ["report", "setup"]),
         ("%%rlm --env ", ["local"]),
         ("%%rlm --view h", ["html"]),
-        ("%%rlm --model d", ["demo"]),
-        ("%rlm ", ["list", "purge", "show", "status"]),
+        ("%%rlm --model de", ["deepseek/", "demo"]),
+        ("%%rlm --model ollam", ["ollama/"]),
+        ("%%rlm --price-as gpt-5-m", ["gpt-5-mini"]),
+        ("%rlm ", ["doctor", "list", "purge", "show", "status"]),
+        ("%rlm doctor ", ["--json"]),
         ("%rlm s", ["show", "status"]),
     ],
 )
@@ -109,6 +118,14 @@ def test_completion_is_exact(shell: Shell, text: str, offered: list[str]) -> Non
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert shell.complete(text) == offered
+
+
+def test_completion_of_a_providers_models_is_what_the_table_of_prices_knows(shell: Shell) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        offered = shell.complete("%%rlm --model anthropic/claude")
+    assert len(offered) > 5
+    assert all(price_of(name, {}) is not None for name in offered)
 
 
 def test_completion_offers_an_option_once_and_leaves_other_cells_alone(shell: Shell) -> None:

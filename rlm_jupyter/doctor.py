@@ -1,0 +1,267 @@
+"""`%rlm doctor`: what is here, what is ready, and what to type where something is missing. One table, or JSON.
+
+It looks at this Python and its packages, the front end, each environment (it runs one cell there, for real), the providers, the
+proxy, and the folder of traces. It spends nothing, asks no network, and never shows the value of a key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rlm_jupyter import settings
+from rlm_jupyter.errors import RLMError, SettingsError
+from rlm_jupyter.redaction import Redactor
+
+if TYPE_CHECKING:
+    from rlm_jupyter.settings import RunSettings
+
+TRY_SECONDS = 60.0
+"""How long an environment may take to run one cell."""
+LEAST_DISK = 1024 * settings.MIB
+"""Free bytes under which the folders of traces and kernels are told as short."""
+PACKAGES = (
+    "rlm-jupyter",
+    "ipython",
+    "ipykernel",
+    "jupyter-client",
+    "pyzmq",
+    "traitlets",
+    "anyio",
+    "openai",
+    "aiohttp",
+    "genai-prices",
+)
+USERS_PACKAGES = ("jupyterlab", "notebook", "numpy", "pandas", "pyarrow", "polars", "matplotlib", "dill", "modal")
+PROXY_VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
+CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+
+OK, NOTE, PROBLEM = "ok", "note", "problem"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Finding:
+    """One line: `state` is ok, note (nothing is wrong) or problem; `advice` says what to type."""
+
+    section: str
+    name: str
+    value: str
+    state: str = OK
+    advice: str = ""
+
+
+def examine(defaults: Mapping[str, Any] | None = None, shell: object = None) -> list[Finding]:
+    """Look at everything. `defaults` are the magic's, by name; `shell` is IPython's."""
+    redactor = Redactor(os.environ)
+    found = [*_python(shell), *_packages(), *_environments(), *_providers(), *_model(defaults or {}), *_network(), *_disk()]
+    return [
+        dataclasses.replace(one, **{name: redactor.text(getattr(one, name)) for name in ("value", "advice")}) for one in found
+    ]
+
+
+def _python(shell: object) -> Iterator[Finding]:
+    python = f"{platform.python_implementation()} {platform.python_version()} on {platform.system()} {platform.machine()}"
+    yield Finding("Python", "version", python)
+    yield Finding("Python", "sys.executable", sys.executable)
+    if sys.platform == "win32":
+        yield Finding("Python", "platform", "Windows", PROBLEM, "the local environment needs Linux or macOS: use WSL")
+    yield Finding("Python", "front end", front_end(shell))
+
+
+def front_end(shell: object) -> str:
+    """Name what shows the output, as far as it can be known from here."""
+    kind = type(shell).__name__
+    if "google.colab" in sys.modules:
+        return "Google Colab (shown as HTML; not tried by us)"
+    if kind != "ZMQInteractiveShell":
+        return "a terminal (shown as text)" if shell is not None else "none: plain Python"
+    if "VSCODE_PID" in os.environ or "VSCODE_CWD" in os.environ:
+        return "a notebook in VS Code (shown as HTML; not tried by us)"
+    return "a notebook (shown as HTML)"
+
+
+def version_of(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _packages() -> Iterator[Finding]:
+    for name in PACKAGES:
+        version = version_of(name)
+        advice = "" if version else "%pip install rlm-jupyter in this notebook's Python"
+        yield Finding("Packages", name, version or "not installed", OK if version else PROBLEM, advice)
+    there = [f"{name} {version}" for name in USERS_PACKAGES if (version := version_of(name))]
+    yield Finding("Packages", "yours", ", ".join(there) or "none of " + ", ".join(USERS_PACKAGES), NOTE)
+
+
+def _environments() -> Iterator[Finding]:
+    for name, isolation in settings.ENVIRONMENTS.items():
+        try:
+            seconds = TRIES[name]()
+        except RLMError as error:
+            yield Finding("Environments", name, f"not ready: {error}", PROBLEM, ADVICE[name])
+        else:
+            yield Finding("Environments", name, f"ready: ran a cell, {seconds:.1f} s with its start ({isolation})")
+
+
+def _try_local() -> float:
+    """Start a kernel, run one cell and end it, in a thread of its own; give the seconds. An RLMError says what failed."""
+    outcome: list[float | BaseException] = []
+
+    def work() -> None:
+        import anyio  # a late import: nobody else here needs it
+
+        try:
+            outcome.append(anyio.run(_run_a_cell))
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=work, name="rlm_jupyter doctor", daemon=True)
+    thread.start()
+    thread.join(TRY_SECONDS + 10)
+    result = outcome[0] if outcome else TimeoutError()
+    if isinstance(result, RLMError):
+        raise result
+    if isinstance(result, BaseException):
+        raise RLMError(f"no cell ran within {TRY_SECONDS:.0f} s" if isinstance(result, TimeoutError) else repr(result)[:200])
+    return result
+
+
+async def _run_a_cell() -> float:
+    import anyio
+
+    from rlm_jupyter.kernels.local import open_local
+
+    started = anyio.current_time()
+    texts: list[str] = []
+    with anyio.fail_after(TRY_SECONDS):
+        environment = await open_local(how="forked")
+        try:
+            kernel = await environment.start_kernel(_no_calls)
+            result = await kernel.execute("print(6 * 7)", lambda output: texts.append(output.text))
+        finally:
+            with anyio.CancelScope(shield=True):
+                await environment.close()
+    if result.status != "ok" or "".join(texts).strip() != "42":
+        raise RLMError(f"a cell that prints 42 ended {result.status}: {''.join(texts)[:200]}")
+    return anyio.current_time() - started
+
+
+async def _no_calls(request: object) -> list[Any]:
+    return []
+
+
+TRIES: Mapping[str, Callable[[], float]] = {"local": _try_local}
+"""How each environment is tried; a test holds that none is missing."""
+ADVICE: Mapping[str, str] = {"local": "%pip install --upgrade rlm-jupyter ipykernel, then restart this notebook's kernel"}
+
+
+def _providers() -> Iterator[Finding]:
+    from rlm_jupyter.lm.table import PROVIDERS
+
+    for row in PROVIDERS.values():
+        try:
+            address, state, advice = row.address(), OK, ""
+        except SettingsError as error:
+            told = bool(os.environ.get(row.address_variable or ""))
+            address, state, advice = "no address", PROBLEM if told else NOTE, str(error)
+        if row.key_variable is None:
+            key = "needs no key"
+        elif os.environ.get(row.key_variable, "").strip():
+            key = f"{row.key_variable} is set"
+        else:
+            key = f"{row.key_variable} is not set" + (", nor needed" if row.free else "")
+            state = NOTE if state == OK and row.needs_key else state
+        if row.name == "azure" and os.environ.get("AZURE_OPENAI_AD_TOKEN", "").strip():
+            key += ", AZURE_OPENAI_AD_TOKEN is set"
+        yield Finding("Providers", row.name, f"{key} ({address})", state, advice if state == PROBLEM else "")
+
+
+def _model(defaults: Mapping[str, Any]) -> Iterator[Finding]:
+    """Tell whether the default model could be asked."""
+    from rlm_jupyter.lm.providers import check_models
+
+    model = defaults.get("model")
+    if not model:
+        yield Finding("Default", "model", "none", NOTE, '%config RLMMagics.model = "gpt-5-mini", or --model in each cell')
+        return
+    names = ("sub_model", "base_url", "api_key_env", "price_as")
+    try:
+        chosen: RunSettings = settings.RunSettings(model=model, **{name: defaults.get(name) or None for name in names})
+        check_models(chosen)
+    except SettingsError as error:
+        yield Finding("Default", "model", model, PROBLEM, str(error))
+    else:
+        yield Finding("Default", "model", f"{model} (not asked: that would cost)")
+
+
+def _network() -> Iterator[Finding]:
+    names = [name for name in PROXY_VARIABLES if os.environ.get(name) or os.environ.get(name.lower())]
+    told = ", ".join(f"{name}={os.environ.get(name) or os.environ[name.lower()]}" for name in names)
+    yield Finding("Network", "proxy", told or "none", OK if told else NOTE)
+    for name in CERTIFICATE_VARIABLES:
+        path = os.environ.get(name)
+        if path and not os.path.exists(path):
+            yield Finding("Network", name, f"{path}: not there", PROBLEM, f"correct {name}, or take it away")
+        elif path:
+            yield Finding("Network", name, path)
+
+
+def _disk() -> Iterator[Finding]:
+    import tempfile
+
+    from rlm_jupyter.trace import trace_folder
+
+    for name, folder in (("traces", str(trace_folder())), ("kernels", tempfile.gettempdir())):
+        try:
+            there = folder
+            while not os.path.exists(there) and os.path.dirname(there) != there:
+                there = os.path.dirname(there)
+            free = shutil.disk_usage(there).free
+            writable = os.access(there, os.W_OK)
+        except OSError as error:
+            yield Finding("Disk", name, f"{folder}: {error.strerror}", PROBLEM, "make it readable for yourself")
+            continue
+        value = f"{folder}, {free / 2**30:.1f} GiB free"
+        if not writable:
+            mend = "RLM_JUPYTER_TRACES names another folder" if name == "traces" else "TMPDIR names another folder"
+            yield Finding("Disk", name, f"{value}, not writable", PROBLEM, mend)
+        else:
+            short = free < LEAST_DISK
+            yield Finding("Disk", name, value, NOTE if short else OK, "%rlm purge deletes traces" if short else "")
+
+
+def render(findings: list[Finding]) -> str:
+    """Write the findings as a table of text: what is wrong is marked, and its advice stands below it."""
+    width = max(len(one.name) for one in findings)
+    lines, section = [], ""
+    for one in findings:
+        if one.section != section:
+            lines += ["", one.section] if section else [one.section]
+            section = one.section
+        mark = {OK: " ", NOTE: "-", PROBLEM: "!"}[one.state]
+        lines.append(f" {mark} {one.name:<{width}}  {_printable(one.value)}")
+        if one.advice:
+            lines.append(f"   {'':<{width}}  -> {_printable(one.advice)}")
+    problems = sum(one.state == PROBLEM for one in findings)
+    told = f"{problems} to mend, marked with !" if problems else "nothing to mend"
+    return "\n".join([*lines, "", told])
+
+
+def to_json(findings: list[Finding]) -> str:
+    """Write the findings as JSON, to be pasted into an issue or read by a program."""
+    return json.dumps([dataclasses.asdict(one) for one in findings], indent=1)
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else " " for char in text)

@@ -1,0 +1,103 @@
+"""`%rlm doctor` tells what is here and what to type, in a table or JSON, and never the value of a secret."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rlm_jupyter import doctor
+from rlm_jupyter.doctor import NOTE, OK, PROBLEM, Finding, examine, render, to_json
+from rlm_jupyter.lm.table import PROVIDERS
+from rlm_jupyter.settings import ENVIRONMENTS
+from tests.shells import open_shell
+
+CANARY = "sk-canary-0123456789abcdef"
+
+
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for row in PROVIDERS.values():
+        if row.key_variable:
+            monkeypatch.setenv(row.key_variable, CANARY)
+        if row.address_variable:
+            monkeypatch.delenv(row.address_variable, raising=False)
+    monkeypatch.setenv("AZURE_OPENAI_AD_TOKEN", CANARY)
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:hunter2hunter2@proxy.firm:3128")
+    monkeypatch.setenv("STRANGE_PASSWORD", "hunter3hunter3")
+    monkeypatch.setenv("NO_PROXY", "hunter3hunter3.example")
+
+
+def by_name(findings: list[Finding]) -> dict[str, Finding]:
+    return {one.name: one for one in findings}
+
+
+@pytest.mark.usefixtures("keys")
+def test_p21_no_value_of_a_secret_is_shown() -> None:
+    findings = examine({"model": "gpt-5-mini"})
+    for text in (render(findings), to_json(findings)):
+        for secret in (CANARY, CANARY[:12], "hunter2", "hunter3hunter3"):
+            assert secret not in text
+        assert "proxy.firm:3128" in text
+        assert "OPENAI_API_KEY is set" in text
+
+
+@pytest.mark.usefixtures("keys")
+def test_what_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("GROQ_API_KEY")
+    monkeypatch.setenv("VLLM_BASE_URL", "localhost:8000")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "none.pem"))
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    found = by_name(examine({"model": "groq/x"}))
+    assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
+    assert found["sys.executable"].value == sys.executable
+    assert found["openai"].value.startswith("OPENAI_API_KEY is set (https://api.openai.com")
+    assert "GROQ_API_KEY is not set" in found["groq"].value
+    assert "needs no key (http://127.0.0.1:11434)" in found["ollama"].value
+    assert (found["vllm"].state, found["azure"].state, found["groq"].state) == (PROBLEM, NOTE, NOTE)
+    assert "VLLM_BASE_URL" in found["vllm"].advice
+    assert found["local"].state == OK
+    assert found["local"].value.startswith("ready: ran a cell")
+    assert "not isolated" in found["local"].value
+    assert "GROQ_API_KEY is not set" in found["model"].advice
+    assert found["REQUESTS_CA_BUNDLE"].state == PROBLEM
+    assert "GiB free" in found["traces"].value
+    for package in doctor.PACKAGES:
+        assert package in found
+        assert found[package].state == OK
+
+
+def test_every_environment_is_tried_and_has_advice() -> None:
+    assert set(doctor.TRIES) == set(doctor.ADVICE) == set(ENVIRONMENTS)
+
+
+def test_a_local_environment_that_cannot_start_is_told_with_advice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\nread settings\necho no such module >&2\nexit 3\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(broken))
+    found = by_name(examine())["local"]
+    assert found.state == PROBLEM
+    assert "no such module" in found.value
+    assert "ipykernel" in found.advice
+
+
+def test_the_table_marks_what_is_to_be_mended() -> None:
+    text = render([Finding("A", "one", "fine"), Finding("B", "two", "bad\x1b[31m\n", PROBLEM, "type this")])
+    assert text == "A\n   one  fine\n\nB\n ! two  bad [31m \n        -> type this\n\n1 to mend, marked with !"
+
+
+def test_the_command_prints_a_table_or_json() -> None:
+    with open_shell() as shell:
+        shell.run("%config RLMMagics.model = 'demo'")
+        table = shell.run("%rlm doctor")
+        told = shell.run("%rlm doctor --json")
+    assert table.error is None
+    assert "sys.executable" in table.output
+    assert "a terminal (shown as text)" in table.output
+    findings = {one["name"]: one for one in json.loads(told.output)}
+    assert findings["model"]["state"] == OK
+    assert set(PROVIDERS) <= set(findings)
