@@ -15,14 +15,11 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rlm_jupyter import settings
 from rlm_jupyter.errors import RLMError, SettingsError
 from rlm_jupyter.redaction import Redactor
-
-if TYPE_CHECKING:
-    from rlm_jupyter.settings import RunSettings
 
 TRY_SECONDS = 60.0
 """How long an environment may take to run one cell."""
@@ -196,9 +193,9 @@ def _model(defaults: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("Default", "model", "none", NOTE, '%config RLMMagics.model = "gpt-5-mini", or --model in each cell')
         return
     names = ("sub_model", "base_url", "api_key_env", "price_as")
+    told = {"model": model, **{name: defaults[name] for name in names if defaults.get(name)}}
     try:
-        chosen: RunSettings = settings.RunSettings(model=model, **{name: defaults.get(name) or None for name in names})
-        check_models(chosen)
+        check_models(settings.RunSettings.from_dict(told))
     except SettingsError as error:
         yield Finding("Default", "model", model, PROBLEM, str(error))
     else:

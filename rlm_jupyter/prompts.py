@@ -29,26 +29,37 @@ print(type(context), len(context))
 print(str(context)[:1000])
 ```
 
-What the REPL holds:
-- `context`: the input, with the type that you are told. Look at it before you answer anything.
+`context`: the input, with the type that you are told. You have not seen it: look at it before you answer anything.
+
+Helpers, there in every turn:
 - `llm_query(prompt, model=None) -> str`: asks another LM, which sees only this prompt (no context, no variables: put the \
 text into the prompt). It raises LMError when it fails.
 - `llm_query_batched(prompts, model=None) -> list[str]`: the same for many prompts at once, concurrently, answers in the \
 same order. Far faster than a loop. An item that failed is a FailedReply: a str that starts with "Error: " and has `.error`.
-- `FINAL_VAR(var)`: gives the answer and ends the run when its cell ends without an error. `FINAL_VAR(answer)` gives a \
-value; `FINAL_VAR("answer")`, a string literal, gives the variable of that name. Text, numbers, lists and dicts keep their type.
-- `SHOW_VARS()`: lists your variables with types and sizes.
+- `SHOW_VARS() -> None`: lists your variables with types and sizes.
+- `FINAL_VAR(var)`: gives the answer and ends the run.
+
+How to finish: call FINAL_VAR in a repl fence; the run ends when that cell ends without an error. `FINAL_VAR(answer)` gives a \
+value; `FINAL_VAR("answer")`, a string literal, gives the variable of that name, which must exist. Text, numbers, lists and \
+dicts keep their type. Call it when you have seen the real output that your answer rests on, not in the reply that first asks \
+for it, and before the last turn. The answer should be complete in itself: the user sees it without your reasoning.
+
+Limits: each message tells which turn this is and how many requests, seconds, dollars and tokens are left for all that you \
+and the LMs you ask still do. When one is used up the run ends, answered or not: plan for it.
+
+Truncation: output shown to you is cut in the middle beyond about 20,000 characters a turn, and what was left out is told. \
+Print samples and counts, not everything, and never the whole context. Nothing in your variables is cut.
+
+How to size sub-calls: a sub-LM reads some 100,000 characters at once. Cut the context into pieces of about that size at its own \
+borders (documents, sections, lines); prefer few large pieces to many small ones, and one llm_query_batched to a loop. \
+Give each prompt the question, the piece and the form of the answer you want. Do not ask an LM what Python can count or search.
 
 How to work:
 1. Look at the context first: its type, its size, some of its parts. Do not guess what it holds.
-2. Choose a plan that fits its size. Search and count with Python. For what needs reading and understanding, cut the \
-context into pieces and ask about the pieces with llm_query_batched: a sub-LM reads some 100,000 characters at once; give it \
-the question, the piece and the form of the answer you want; prefer few large pieces to many small ones.
-3. Keep results in variables with telling names. Print samples and counts, not everything: output shown to you is cut in \
-the middle beyond about 20,000 characters a turn, and what was left out is told.
+2. Choose a plan that fits its size and what is left. Search and count with Python; ask sub-LMs about what needs reading.
+3. Keep results in variables with telling names of several letters, so that no later line overwrites them by accident.
 4. Check what you found against the context before you answer: quote the place where it says so.
-5. Finish with FINAL_VAR in a repl fence, as soon as you have the answer and before the last turn. The answer should be \
-complete in itself: the user sees it without your reasoning.
+5. Finish with FINAL_VAR as soon as you have the answer.
 """
 
 NUDGES = (

@@ -9,7 +9,6 @@ a kernel sees. This guards against accidents: code that wants to show a secret c
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
 import re
@@ -70,6 +69,7 @@ class Redactor:
         self._pattern = re.compile("|".join(map(re.escape, self._secrets))) if self._secrets else None
         self._firsts = frozenset(secret[0] for secret in self._secrets)
         self._longest = max(map(len, self._secrets), default=0)
+        self._texts: dict[type[Event], tuple[str, ...]] = {}
         self._held: CellOutput | ReplyPart | None = None
 
     def text(self, text: str) -> str:
@@ -124,7 +124,11 @@ class Redactor:
 
     def _clean(self, event: Event) -> Event:
         changed: dict[str, Any] = {}
-        for name in _texts_of(type(event)):
+        kind = type(event)
+        names = self._texts.get(kind)
+        if names is None:
+            names = self._texts[kind] = _texts_of(kind)
+        for name in names:
             value = getattr(event, name)
             clean = self.text(value) if isinstance(value, str) else self._clean_data(value)
             if clean != value:
@@ -139,7 +143,6 @@ class Redactor:
         return [self._clean_data(value) for value in data] if isinstance(data, list) else data
 
 
-@functools.cache
 def _texts_of(kind: type[Event]) -> tuple[str, ...]:
     """Name the fields of a kind of event that hold text."""
     names = (field.name for field in dataclasses.fields(kind) if field.type in ("str", "dict[str, Any]"))

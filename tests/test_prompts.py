@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 from rlm_jupyter import prompts
 from rlm_jupyter.kernels.kernel import Output
 from rlm_jupyter.prompts import Left, Ran, first_message, outputs_message, shorten, turn_line
 
 LEFT = Left(iteration=2, iterations=30, calls=990, seconds=1700.4, dollars=1.5)
-FROZEN = "f3bded8662cef91706cde85d3a05821d1290b138fd2a7a9143f84dcdf9ae23f0"
+FROZEN = "de23333968faf7236afb3827c2f4e93cab8af9133d7bc16339e056536f95fae2"
 
 
 def test_the_system_prompt_is_frozen() -> None:
@@ -21,6 +22,20 @@ def test_the_system_prompt_names_every_helper() -> None:
     for name in ("context", "llm_query(", "llm_query_batched(", "FINAL_VAR(", "SHOW_VARS("):
         assert name in prompts.SYSTEM
     assert "rlm_query" not in prompts.SYSTEM
+
+
+def test_the_system_prompt_teaches_in_this_order() -> None:
+    """What `context` is, the helpers, how to finish, the limits, truncation, how to size sub-calls (docs/prompts.md)."""
+    marks = ("`context`: the input", "Helpers", "How to finish", "Limits", "Truncation", "How to size sub-calls", "How to work")
+    places = [prompts.SYSTEM.index(f"\n{mark}") for mark in marks]
+    assert places == sorted(places)
+
+
+def test_the_prompts_page_tells_each_part_and_the_frozen_digest() -> None:
+    page = (Path(__file__).resolve().parent.parent / "docs" / "prompts.md").read_text(encoding="utf-8")
+    assert FROZEN[:12] in page
+    for text in (prompts.NO_NEXT_TURN, prompts.NUDGES[0].split(".")[0]):
+        assert text in page
 
 
 def test_the_first_message_holds_question_description_and_caps() -> None:
