@@ -50,8 +50,8 @@ and the LMs you ask still do. When one is used up the run ends, answered or not:
 Truncation: output shown to you is cut in the middle beyond about 20,000 characters a turn, and what was left out is told. \
 Print samples and counts, not everything, and never the whole context. Nothing in your variables is cut.
 
-How to size sub-calls: a sub-LM reads some 100,000 characters at once. Cut the context into pieces of about that size at its own \
-borders (documents, sections, lines); prefer few large pieces to many small ones, and one llm_query_batched to a loop. \
+How to size sub-calls: a sub-LM reads some 100,000 characters at once. Cut the context into pieces of about that size at its \
+own borders (documents, sections, lines); prefer few large pieces to many small ones, and one llm_query_batched to a loop. \
 Give each prompt the question, the piece and the form of the answer you want. Do not ask an LM what Python can count or search.
 
 How to work:

@@ -22,22 +22,22 @@ HEAD = """\
 
 An option of `%%rlm` holds for its cell. Its default is a trait, set for a session with `%config RLMMagics.model = "gpt-5-mini"`
 or for good in an IPython configuration file (`c.RLMMagics.model = "gpt-5-mini"`); where no trait was set, an environment
-variable (`RLM_JUPYTER_MODEL`) is the default. `%rlm status` shows the defaults in force, `%rlm doctor` what is ready. Nothing is
-read from files of the folder that one happens to be in.
+variable (`RLM_JUPYTER_MODEL`) is the default. `%rlm status` shows the defaults in force, `%rlm doctor` what is ready. Nothing
+is read from files of the folder that one happens to be in.
 """
 
 KEYS = """\
-`--model gpt-5-mini` is OpenAI's; `--model provider/model` picks a row; with `--base-url` the name is taken literally and the key
-comes from `--api-key-env` only. A key goes to its own row's address and nowhere else (`OPENAI_BASE_URL` is not read);
+`--model gpt-5-mini` is OpenAI's; `--model provider/model` picks a row; with `--base-url` the name is taken literally and the
+key comes from `--api-key-env` only. A key goes to its own row's address and nowhere else (`OPENAI_BASE_URL` is not read);
 `--api-key-env` without `--base-url` names the key of the run's own `--model`. Each row is tried in our tests against a scripted
 server that behaves as that provider's documentation says; none of the paid services themselves was asked.
 """
 
 OLLAMA = f"""\
 Ollama is asked in its own form (`/api/chat`), since its OpenAI-compatible form takes no context window: models are loaded with
-`num_ctx` {OLLAMA_WINDOW:,} (or `OLLAMA_CONTEXT_LENGTH`, or `backend_kwargs={{"num_ctx": ...}}`) and `truncate` false, so a prompt
-that does not fit is an error; by default Ollama would drop its beginning without a word. `num_ctx` never changes within a run,
-since each change loads the model anew. A version of Ollama that knows no `truncate` ignores it.
+`num_ctx` {OLLAMA_WINDOW:,} (or `OLLAMA_CONTEXT_LENGTH`, or `backend_kwargs={{"num_ctx": ...}}`) and `truncate` false, so a
+prompt that does not fit is an error; by default Ollama would drop its beginning without a word. `num_ctx` never changes within
+a run, since each change loads the model anew. A version of Ollama that knows no `truncate` ignores it.
 """
 
 
