@@ -1,7 +1,9 @@
 """How providers answer, for the scripted server: what each refuses, how it tells usage, and the shapes of its failures.
 
 Written from the providers' own documentation and from errors that people posted, independently of what the client knows of
-them (`lm.dialects`): the tests hold the two against each other. `{model}`, `{key}` and `{name}` stand for what was asked.
+them (`lm.dialects`): the tests hold the two against each other. Where a provider's words for a failure are not published, the
+status is theirs and the words are plain ones. Servers of the user's own fail in fewer ways.
+`{model}`, `{key}` and `{name}` stand for what was asked.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 FAILURES = ("key", "model", "quota", "rate", "context")
-"""What every profile knows how to fail with."""
+"""What a paid provider's profile knows how to fail with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +144,8 @@ PROFILES: Mapping[str, Profile] = {
         {
             "key": _google(400, "INVALID_ARGUMENT", "API key not valid. Please pass a valid API key."),
             "model": _google(404, "NOT_FOUND", "models/{model} is not found for API version v1main."),
-            "quota": _google(403, "PERMISSION_DENIED", "The project has no more credits: enable billing."),
-            "rate": _google(429, "RESOURCE_EXHAUSTED", "You exceeded your current quota. Please retry in 0s."),
+            "quota": _google(429, "RESOURCE_EXHAUSTED", "You exceeded your current quota, please check your plan and billing."),
+            "rate": _google(429, "RESOURCE_EXHAUSTED", "Resource has been exhausted (e.g. check quota)."),
             "context": _google(
                 400,
                 "INVALID_ARGUMENT",
@@ -156,7 +158,7 @@ PROFILES: Mapping[str, Profile] = {
         {
             **_COMMON,
             "key": (401, _openai("Invalid API Key", "invalid_api_key")),
-            "quota": (402, _openai("Spending limit reached for this organization.", "spend_limit")),
+            "quota": (400, _openai("The organization has reached its spend limit.", "blocked_api_access")),
             "context": (400, _openai("Please reduce the length of the messages or completion.", "context_length_exceeded")),
         },
     ),
@@ -168,7 +170,7 @@ PROFILES: Mapping[str, Profile] = {
                 _openai("Invalid API key provided. You can find your API key on the settings page.", "invalid_api_key"),
             ),
             "model": (404, _openai("Unable to access model {model}.", "model_not_available")),
-            "quota": (402, _openai("You have no more credits.", None, "credit_limit")),
+            "quota": (402, _openai("Credit limit exceeded, please go to the billing page.", None, "credit_limit")),
             "rate": (429, _openai("You have reached the rate limit.", None, "model_rate_limit")),
             "context": (422, _openai("Input validation error: `inputs` tokens + `max_new_tokens` must be <= 131073: too long")),
         },
@@ -332,10 +334,8 @@ PROFILES: Mapping[str, Profile] = {
     "ollama": Profile(
         "/api/chat",
         {
-            "key": (401, {"error": "unauthorized"}),
             "model": (404, {"error": "model '{model}' not found"}),
-            "quota": (402, {"error": "you have no more credits"}),
-            "rate": (429, {"error": "too many concurrent requests"}),
+            "rate": (503, {"error": "server busy, please try again. maximum pending requests exceeded"}),
             "context": (
                 400,
                 {"error": json.dumps(_OLLAMA_TOO_LONG)},
@@ -350,21 +350,16 @@ PROFILES: Mapping[str, Profile] = {
         {
             "key": (401, {"error": "Unauthorized"}),
             "model": (404, _openai("The model `{model}` does not exist.", "404", "NotFoundError")),
-            "quota": (402, {"error": "no more credits"}),
-            "rate": (429, {"error": "too many requests"}),
             "context": (400, _openai("This model's maximum context length is 8192 tokens.", "400", "BadRequestError")),
         },
     ),
     "lmstudio": Profile(
         "/v1/chat/completions",
         {
-            "key": (401, {"error": "unauthorized"}),
             "model": (
                 400,
                 {"error": {"message": "No models loaded. Please load a model in the developer page.", "type": "error"}},
             ),
-            "quota": (402, {"error": "no more credits"}),
-            "rate": (429, {"error": "too many requests"}),
             "context": (
                 400,
                 {"error": "Trying to keep the first 9001 tokens when context the overflows. The context size is 4096."},

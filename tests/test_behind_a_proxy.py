@@ -287,6 +287,21 @@ async def test_what_ollama_sends_is_read_with_suspicion(body: str, monkeypatch: 
                 await side.handler.ask([{"role": "user", "content": "go on"}], 1)
 
 
+@pytest.mark.anyio
+async def test_a_server_of_ones_own_gets_a_key_only_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    with ScriptedServer(["yes"], dialect="vllm", key=KEY) as server:
+        monkeypatch.setenv("VLLM_BASE_URL", server.url)
+        async with open_side(None, model="vllm/m", max_retries=0) as side:
+            (outcome,) = await side.call("hi")
+            assert "refused the key (401; none was sent)" in (outcome.error or "")
+        monkeypatch.setenv("VLLM_API_KEY", KEY)
+        async with open_side(None, model="vllm/m", max_retries=0) as side:
+            (outcome,) = await side.call("hi")
+    assert outcome.text == "yes"
+    assert ["authorization" in request.headers for request in server.requests] == [False, True]
+
+
 def test_a_key_in_place_of_its_variables_name_is_refused_and_not_repeated() -> None:
     with pytest.raises(SettingsError, match="the name of a variable") as caught:
         check_models(RunSettings(model="gpt-5-mini", api_key_env=KEY))

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from rlm_jupyter import RLM
 from rlm_jupyter.errors import SettingsError
 from rlm_jupyter.lm.client import OpenAILM
+from rlm_jupyter.lm.failures import Failure, Told
 from rlm_jupyter.lm.providers import check_models, find_endpoint, models_of, open_lm
 from rlm_jupyter.lm.table import PROVIDERS
 from rlm_jupyter.settings import RunSettings
@@ -95,6 +97,21 @@ def test_an_unknown_price_matters_only_to_a_cap_that_was_asked_for() -> None:
 def test_an_address_without_a_server_is_refused(url: str) -> None:
     with pytest.raises(SettingsError, match="--base-url"):
         check_models(settings_of(base_url=url))
+
+
+def test_a_backend_may_be_any_row_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MISTRAL_API_KEY", "m-key-0000001")
+    for name in ("mistral-large-latest", "mistral/mistral-large-latest"):
+        with RLM(backend="mistral", backend_kwargs={"model_name": name}) as rlm:
+            assert rlm.settings.model == "mistral/mistral-large-latest"
+    with pytest.raises(SettingsError, match="did you mean mistral"):
+        RLM(backend="mistrall", backend_kwargs={"model_name": "x"})
+
+
+def test_a_request_too_large_for_a_minute_is_told_as_that_and_not_as_too_long() -> None:
+    body = b'{"error": {"message": "Request too large for model m on TPM: Limit 6000", "code": "rate_limit_exceeded"}}'
+    error = Failure(413, {}, body).to_error(Told("m", "api.groq.com"))
+    assert "more than api.groq.com lets this account send in a minute" in str(error)
 
 
 def test_the_rows_of_the_table_are_whole() -> None:

@@ -30,7 +30,8 @@ _TOO_LONG = re.compile(
 )
 _NO_KEY = re.compile(r"(?:incorrect|invalid|missing|no) api[ _-]?key|api key (?:not valid|not found|expired|is invalid)", re.I)
 _NO_QUOTA = re.compile(
-    r"credit balance|insufficient (?:balance|funds|credits?)|(?:any|no|more|all available) credits|spending limit|unpaid", re.I
+    r"credit balance|insufficient (?:balance|funds|credits?)|(?:any|no|more|all available) credits|spend(?:ing)? limit|unpaid",
+    re.I,
 )
 _NO_MODEL = re.compile(
     r"model not exist|invalid model|not a valid model|no models? loaded|unknown model"
@@ -198,7 +199,8 @@ class Failure(Exception):
             missing = "" if by.key else "; none was sent"
             return f"{where} refused the key{name} ({status}{missing}){told}", LMRefused
         if status == 429:
-            return f"{where} limits the rate of requests (429){told}", LMUnavailable
+            quota = ", or the account has no quota left" if "quota" in self.message.lower() else ""  # some say but one of it
+            return f"{where} limits the rate of requests{quota} (429){told}", LMUnavailable
         if "content_filter" in about or "content_policy" in about or "responsibleai" in about:
             return f"{where} refused the content ({status}){told}", LMRefused
         if status == 413 and "rate_limit" in about:
