@@ -20,6 +20,8 @@ from rlm_jupyter.events import CellOutput, Event, ReplyPart
 REDACTED = "[redacted]"
 SHORTEST = 8
 """Characters below which the value of a variable is no secret: `true`, `1234`."""
+HEAD = 4
+"""Characters by which the beginning of a secret is looked for."""
 
 SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
 _WORD = re.compile(r"[A-Za-z0-9_\-*.+/=]{15,}")
@@ -67,7 +69,7 @@ class Redactor:
     def __init__(self, environment: Mapping[str, str], given: Iterable[str] = ()) -> None:
         self._secrets = secrets_of(environment, given)
         self._pattern = re.compile("|".join(map(re.escape, self._secrets))) if self._secrets else None
-        self._firsts = frozenset(secret[0] for secret in self._secrets)
+        self._heads = frozenset(secret[:size] for secret in self._secrets for size in range(1, HEAD + 1))
         self._longest = max(map(len, self._secrets), default=0)
         self._texts: dict[type[Event], tuple[str, ...]] = {}
         self._held: CellOutput | ReplyPart | None = None
@@ -115,8 +117,8 @@ class Redactor:
         start = max(0, len(text) - self._longest + 1)
         whole = self._pattern.finditer(text) if self._pattern is not None and self._found(text) else ()
         inside = {place for match in whole for place in range(max(start, match.start() + 1), match.end())}
-        for place, char in enumerate(text[start:], start):
-            if char in self._firsts and place not in inside:  # the end of a whole secret begins no other
+        for place in range(start, len(text)):
+            if text[place : place + HEAD] in self._heads and place not in inside:  # the end of a secret begins no other
                 rest = text[place:]
                 if any(len(rest) < len(secret) and secret.startswith(rest) for secret in self._secrets):
                     return len(rest)
