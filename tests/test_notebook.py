@@ -22,6 +22,7 @@ from tests.models import answer, code
 from tests.notebooks import Notebook, gone, notebook, run_folders
 
 CANARY = "sk-canary-7f3a9c51e2d84b60"
+PASSWORD = "correct horse battery"
 BACK_WITHIN = 5.0
 
 
@@ -29,7 +30,7 @@ BACK_WITHIN = 5.0
 def book(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Notebook]:
     folder = tmp_path_factory.mktemp("book")
     traces = tmp_path_factory.mktemp("traces")
-    with notebook(folder, RLM_JUPYTER_TRACES=str(traces), OPENAI_API_KEY=CANARY) as opened:
+    with notebook(folder, RLM_JUPYTER_TRACES=str(traces), OPENAI_API_KEY=CANARY, DB_PASSWORD=PASSWORD) as opened:
         opened.run("docs = ['alpha', 'beta']")
         yield opened
 
@@ -160,6 +161,23 @@ def test_p21_a_key_that_a_provider_repeats_is_nowhere_to_be_seen(book: Notebook,
     assert CANARY not in f"{ran.traceback}{ran.html}{ran.streams}{ran.displays}{ran.updates}"
     for file in Path(book.value("__import__('os').environ['RLM_JUPYTER_TRACES']")).iterdir():
         assert CANARY not in file.read_text()
+
+
+def test_p21_a_secret_of_the_environment_that_code_prints_is_in_no_output_of_the_notebook(
+    book: Notebook, tmp_path: Path
+) -> None:
+    file = tmp_path / "settings.txt"
+    file.write_text(f"password={PASSWORD}\n", encoding="utf-8")
+    turns = [code(f"found = open({str(file)!r}).read()\nprint(found)"), f"It is {PASSWORD}.\n" + answer("found")]
+    with ScriptedServer(models={"root": turns}) as server:
+        ran = book.run(cell(server))
+    assert ran.status == "ok", ran.traceback
+    told = f"{ran.traceback}{ran.html}{ran.streams}{ran.displays}{ran.updates}"
+    assert PASSWORD not in told
+    assert "[redacted]" in told
+    for path in Path(book.value("__import__('os').environ['RLM_JUPYTER_TRACES']")).iterdir():
+        assert PASSWORD not in path.read_text(encoding="utf-8")
+    assert book.value("result.value") == f"password={PASSWORD}\n"
 
 
 def test_p02_the_view_says_that_local_is_not_isolated(book: Notebook) -> None:
