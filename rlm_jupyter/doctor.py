@@ -1,7 +1,7 @@
 """`%rlm doctor`: what is here, what is ready, and what to type where something is missing. One table, or JSON.
 
 It looks at this Python and its packages, the front end, each environment (it runs one cell there, for real), the providers, the
-proxy, and the folder of traces. It spends nothing, asks no network, and never shows the value of a key.
+proxy, and the folder of traces. It spends nothing, asks no other machine, and never shows the value of a key.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import json
 import os
 import platform
 import shutil
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from rlm_jupyter import settings
 from rlm_jupyter.errors import RLMError, SettingsError
@@ -23,6 +25,8 @@ from rlm_jupyter.redaction import Redactor
 
 TRY_SECONDS = 60.0
 """How long an environment may take to run one cell."""
+CONNECT_SECONDS = 1.0
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 LEAST_DISK = 1024 * settings.MIB
 """Free bytes under which the folders of traces and kernels are told as short."""
 PACKAGES = (
@@ -181,7 +185,22 @@ def _providers() -> Iterator[Finding]:
             state = NOTE if state == OK and row.needs_key else state
         if row.name == "azure" and os.environ.get("AZURE_OPENAI_AD_TOKEN", "").strip():
             key += ", AZURE_OPENAI_AD_TOKEN is set"
-        yield Finding("Providers", row.name, f"{key} ({address})", state, advice if state == PROBLEM else "")
+        if row.free and state == OK and listens(address) is False:
+            address, state, advice = f"{address}: nobody listens there", NOTE, row.dialect.not_running
+        yield Finding("Providers", row.name, f"{key} ({address})", state, advice if state == PROBLEM or row.free else "")
+
+
+def listens(address: str) -> bool | None:
+    """Tell whether a server of this machine listens; None where the address is elsewhere, which is not asked."""
+    parts = urlsplit(address)
+    if parts.hostname not in LOOPBACK:
+        return None
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        socket.create_connection((parts.hostname, port), timeout=CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def _model(defaults: Mapping[str, Any]) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from rlm_jupyter import doctor
 from rlm_jupyter.doctor import NOTE, OK, PROBLEM, Finding, examine, render, to_json
 from rlm_jupyter.lm.table import PROVIDERS
 from rlm_jupyter.settings import ENVIRONMENTS
+from rlm_jupyter.testing import ScriptedServer
 from tests.shells import open_shell
 
 CANARY = "sk-canary-0123456789abcdef"
@@ -68,6 +69,19 @@ def test_what_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for package in doctor.PACKAGES:
         assert package in found
         assert found[package].state == OK
+
+
+def test_a_server_of_this_machine_is_told_as_listening_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ScriptedServer() as server:
+        monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{server.port}")
+        there = by_name(examine())["ollama"]
+    gone = by_name(examine())["ollama"]
+    assert (there.state, there.advice) == (OK, "")
+    assert gone.state == NOTE
+    assert "nobody listens there" in gone.value
+    assert "ollama serve" in gone.advice
+    monkeypatch.setenv("OLLAMA_HOST", "elsewhere.example:1")
+    assert doctor.listens(PROVIDERS["ollama"].address()) is None
 
 
 def test_every_environment_is_tried_and_has_advice() -> None:
