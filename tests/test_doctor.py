@@ -57,7 +57,7 @@ def test_what_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert found["sys.executable"].value == sys.executable
     assert found["openai"].value.startswith("OPENAI_API_KEY is set (https://api.openai.com")
     assert "GROQ_API_KEY is not set" in found["groq"].value
-    assert "needs no key (http://127.0.0.1:11434)" in found["ollama"].value
+    assert "needs no key (http://127.0.0.1:11434" in found["ollama"].value
     assert (found["vllm"].state, found["azure"].state, found["groq"].state) == (PROBLEM, NOTE, NOTE)
     assert "VLLM_BASE_URL" in found["vllm"].advice
     assert found["local"].state == OK
