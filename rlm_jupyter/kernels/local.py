@@ -132,8 +132,9 @@ class LocalPlace:
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._log,
         )  # fmt: skip
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(settings).encode() + b"\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended already: `or_exit` tells why
+            self._process.stdin.write(json.dumps(settings).encode() + b"\n")
+            self._process.stdin.flush()
 
     async def or_exit(self, wanted: Any) -> Any:
         """Await `wanted`, or raise EOFError when the supervisor ends first."""
