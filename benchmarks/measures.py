@@ -155,7 +155,11 @@ def batch_answer(server: Server, measured: list[float]) -> Answer:
 
 
 def serve(measures: Mapping[str, Callable[[Task], Answer]]) -> None:
-    """Answer tasks until stdin ends. What the measured code prints goes to stderr."""
+    """Answer tasks until stdin ends. What the measured code prints goes to stderr.
+
+    SIGINT interrupts, also where a shell started the benchmarks in the background and had it ignored.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
