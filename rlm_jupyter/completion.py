@@ -7,7 +7,9 @@ offers only variables whose type can be a context, and reads nothing but the nam
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+import io
+import types
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
 COMMANDS = ("status", "list", "show", "purge", "doctor")
+_NO_CONTEXT = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, io.IOBase, Iterator)
+"""What is never a context: code, and what can be read only once."""
 MODELS = ("demo", "gpt-5", "gpt-5-mini", "gpt-5-nano")
 
 
@@ -64,7 +68,7 @@ class Completion:
             return [str(choice) for choice in action.choices]
         match action.dest:
             case "context":
-                return self._variables((str, list, dict))
+                return self._variables((object,), _NO_CONTEXT)
             case "setup_code":
                 return self._variables((str,))
             case "out":
@@ -81,10 +85,12 @@ class Completion:
                 return sorted(KernelSpecManager().find_kernel_specs())
         return []
 
-    def _variables(self, types: tuple[type[Any], ...]) -> list[str]:
+    def _variables(self, kinds: tuple[type[Any], ...], but: tuple[type[Any], ...] = ()) -> list[str]:
         hidden = self._shell.user_ns_hidden
-        space = self._shell.user_ns.items()
-        return sorted(n for n, value in space if not n.startswith("_") and n not in hidden and isinstance(value, types))
+        space = [
+            (name, value) for name, value in self._shell.user_ns.items() if not name.startswith("_") and name not in hidden
+        ]
+        return sorted(name for name, value in space if isinstance(value, kinds) and not isinstance(value, but))
 
 
 def _models(fragment: str) -> Iterable[str]:

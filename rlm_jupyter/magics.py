@@ -44,7 +44,7 @@ Ask about a variable of the notebook, and keep the result::
     %%rlm --context contracts --model gpt-5-mini --out result
     Which contracts have a change-of-control clause, and what triggers it?
 
-Ask about one text file, with caps, on a server of your own::
+Ask about a text file (or a folder, or a glob), with caps, on a server of your own::
 
     %%rlm --context ./server.log --base-url http://localhost:8000/v1 --model qwen3 --max-calls 200 --timeout 600
     When did the errors begin, and what came just before the first one?
@@ -122,7 +122,12 @@ class RLMMagics(Magics):
 
     @no_var_expand
     @magic_arguments("%rlm")
-    @argument("--context", action="append", metavar="NAME", help="A variable of the notebook, or the path of one text file.")
+    @argument(
+        "--context",
+        action="append",
+        metavar="NAME",
+        help="A variable of the notebook, or a path: a text file, a folder, a glob. Several make a dict by name.",
+    )
     @argument("--env", metavar="NAME", help="Where the code runs: local (not isolated). Default: local.")
     @argument(
         "--model",
@@ -164,7 +169,7 @@ class RLMMagics(Magics):
             settings = self._settings(options)
             prompt, question = self._task(options, cell)
             self._check_out(options.out)
-            run = self._start(settings, prompt, question, name=options.context[0] if options.context else "context")
+            run = self._start(settings, prompt, question)
         except SettingsError as error:
             raise UsageError(str(error)) from None
         result = self._watch(run, options.view or self.view, options.out)
@@ -223,12 +228,9 @@ class RLMMagics(Magics):
         question = PLACEHOLDER.sub(self._placeholder, cell.strip())
         if not options.context:
             return question, None
-        if len(options.context) > 1:
-            names = ", ".join(f"{name!r}: {name}" for name in options.context)
-            raise UsageError(
-                f"one --context for now; put several into a dict, as in docs = {{{names}}}, and use --context docs"
-            )
-        return self._context(options.context[0]), question
+        from rlm_jupyter.contexts import Named
+
+        return Named({name: self._context(name) for name in options.context}), question
 
     def _placeholder(self, match: re.Match[str]) -> str:
         text = str(self._variable(match[1], f"{{{{{match[1]}}}}}"))
@@ -237,9 +239,9 @@ class RLMMagics(Magics):
         return text
 
     def _context(self, name: str) -> Any:
-        from rlm_jupyter.contexts import read_text_file
+        from rlm_jupyter.contexts import read_path
 
-        return self._variable(name, f"--context {name}") if name.isidentifier() else read_text_file(name)
+        return self._variable(name, f"--context {name}") if name.isidentifier() else read_path(name)
 
     def _variable(self, name: str, told: str) -> Any:
         space = self._shell.user_ns
@@ -249,7 +251,7 @@ class RLMMagics(Magics):
         close = difflib.get_close_matches(name, own, n=1)
         hint = f"did you mean {close[0]}?" if close else "assign it in a cell above"
         if not close and os.path.exists(name) and told.startswith("--"):
-            hint = f"for the file of that name type --context ./{name}"
+            hint = f"for the file or folder of that name type --context ./{name}"
         raise UsageError(f"{told}: no variable is named {name}; {hint}")
 
     def _check_out(self, name: str | None) -> None:
@@ -258,11 +260,15 @@ class RLMMagics(Magics):
         if name is not None:
             check_variable_name(name, {*self._shell.user_ns_hidden, *dir(builtins)})
 
-    def _start(self, settings: RunSettings, prompt: Any, question: str | None, name: str) -> Run:
+    def _start(self, settings: RunSettings, prompt: Any, question: str | None) -> Run:
         from rlm_jupyter.run import check, start
 
         check(settings)
-        run = start(settings, prompt, question, self._engine, name=name)
+        told = _Progress()
+        try:
+            run = start(settings, prompt, question, self._engine, progress=told)
+        finally:
+            told.clear()
         self.runs[run.id] = run
         return run
 
@@ -377,6 +383,22 @@ class RLMMagics(Magics):
         """End the worker thread and what it keeps."""
         if "_engine" in self.__dict__:
             self._engine.close()
+
+
+class _Progress:
+    """One line that tells how far the preparing of a large context is, and is wiped away at the end."""
+
+    def __init__(self) -> None:
+        self._width = 0
+
+    def __call__(self, size: int) -> None:
+        text = f"preparing the context: {size / 1e6:,.0f} MB"
+        self._width = max(self._width, len(text))
+        print(f"\r{text}", end="", flush=True)
+
+    def clear(self) -> None:
+        if self._width:
+            print(f"\r{' ' * self._width}\r", end="", flush=True)
 
 
 RLMMagics.ask.__doc__ = (RLMMagics.ask.__doc__ or "") + EXAMPLES

@@ -116,7 +116,9 @@ class RLM:
         return start(self.settings, prompt, root_prompt, self._engine, api_key=self._api_key)
 
     def completion(self, prompt: Any, root_prompt: str | None = None) -> RLMResult:
-        """Answer the question `root_prompt` about `prompt`, which becomes the variable `context` (str, list or dict).
+        """Answer the question `root_prompt` about `prompt`, which becomes the variable `context` with its type.
+
+        `prompt` can be any object that a kernel can be given: text, bytes, numbers, lists, dicts, data frames, arrays.
 
         Without `root_prompt`, `prompt` is both the context and the question.
 

@@ -23,7 +23,7 @@ import anyio
 
 from rlm_jupyter import events
 from rlm_jupyter.budget import Budget
-from rlm_jupyter.contexts import Context, prepare
+from rlm_jupyter.contexts import Context, Progress, prepare
 from rlm_jupyter.engine import CLOSE_WITHIN, Engine
 from rlm_jupyter.errors import KernelStartError, LimitReached, RLMError, RunStopped, SettingsError
 from rlm_jupyter.events import Event
@@ -183,7 +183,7 @@ class Run:
                 question=events.clip(self._task.question or ""),
                 settings=settings.to_dict(),
                 context_type=context.type_name,
-                context_size=len(context.payload.data),
+                context_size=context.payload.size,
                 context_digest=context.payload.digest,
                 context_description=context.description,
                 isolation=ENVIRONMENTS[settings.environment],
@@ -353,10 +353,10 @@ def start(
     question: str | None,
     engine: Engine,
     *,
-    name: str = "context",
+    progress: Progress | None = None,
     api_key: str | None = None,
 ) -> Run:
-    """Start a run with checked settings; `name` is what the user calls the context, for messages."""
+    """Start a run with checked settings. `progress` is told how far the preparing of a large context is."""
     if question is not None and not question.strip():
         raise SettingsError("the question is empty")
-    return Run(settings, Task(prepare(prompt, name), question), engine, api_key=api_key)
+    return Run(settings, Task(prepare(prompt, progress=progress), question), engine, api_key=api_key)

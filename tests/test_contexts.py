@@ -1,85 +1,263 @@
-"""A context arrives with its type and digest, or is refused with its place."""
+"""A context arrives with its type, exact to the byte, or is refused with its place (P17)."""
 
 from __future__ import annotations
 
-import collections
+import asyncio
 import hashlib
-import pickle
+import os
+import socket
+import sqlite3
+import tempfile
+import types
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 
-from rlm_jupyter.contexts import prepare, read_text_file
-from rlm_jupyter.errors import SettingsError
+from rlm_jupyter.contexts import Named, Payload, prepare, read_path, read_text_file
+from rlm_jupyter.contexts.payload import SMALL, Writer
+from rlm_jupyter.errors import KernelError, SettingsError
+from tests import kinds
+from tests.conformance.driving import Session, session
+
+pytestmark = pytest.mark.anyio
+
+FINGERPRINT = '''
+import hashlib, io
+def fingerprint(value):
+    """Content and types, as one text: the same function runs on both sides."""
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    root = kind.partition(".")[0]
+    if root == "pandas":
+        series = type(value).__name__ == "Series"
+        names = [value.name] if series else [repr(value.columns), value.columns.names]
+        parts = [value] if series else [value.iloc[:, n] for n in range(value.shape[1])]
+        body = [names, repr(value.index), value.index.names, [(str(p.dtype), repr(list(p))) for p in parts]]
+    elif root == "numpy":
+        body = [str(value.dtype), value.shape, value.tobytes()]
+    elif root == "pyarrow":
+        body = [str(value.schema), value.to_pylist()]
+    elif root == "polars":
+        one = hasattr(value, "dtype")
+        body = [str(value.dtype if one else value.schema), repr(value.to_list() if one else value.rows())]
+    elif isinstance(value, dict):
+        body = [(repr(key), fingerprint(item)) for key, item in value.items()]
+    elif isinstance(value, (set, frozenset)):
+        body = sorted(map(fingerprint, value))
+    elif isinstance(value, (list, tuple)):
+        body = [fingerprint(item) for item in value]
+    elif hasattr(value, "__dataclass_fields__"):
+        kind, body = type(value).__name__, vars(value)
+    else:
+        body = value
+    return hashlib.sha256((kind + repr(body)).encode("utf-8", "surrogatepass")).hexdigest()
+'''
+_here: dict[str, Any] = {}
+exec(FINGERPRINT, _here)
 
 
-@pytest.mark.parametrize("text", ["", "plain", "ü€😀", "nul \x00 and \ud800 surrogate", "a\r\nb\n", '"""', "x" * 100_000])
-def test_text_is_exact(text: str) -> None:
-    context = prepare(text)
-    assert context.payload.data.decode("utf-8", "surrogatepass") == text
-    assert context.payload.digest == hashlib.sha256(context.payload.data).hexdigest()
-    assert (context.type_name, context.size, context.payload.form) == ("str", len(text), "text")
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        [],
-        {},
-        ["a", 1, 2.5, None, True, b"bytes", ("t", "u")],
-        {"a": {"b": [1, {2, 3}]}, 4: "four", (1, 2): "pair", None: 0},
-        [collections.OrderedDict(a=1), collections.Counter("aab"), collections.defaultdict(list, x=[1])],
-        {"big": 10**400, "inf": float("inf"), "surrogate": "\udfff"},
-    ],
-)
-def test_lists_and_dicts_are_exact(value: Any) -> None:
+@pytest.fixture(scope="module")
+async def kernel() -> AsyncIterator[Session]:
+    async with session() as opened:
+        await opened.ok(FINGERPRINT)
+        yield opened
+
+
+@pytest.mark.parametrize("kind", kinds.IN)
+async def test_p17_every_kind_arrives_with_its_type_and_digest(kernel: Session, kind: str) -> None:
+    value = kinds.IN[kind]()
     context = prepare(value)
-    assert pickle.loads(context.payload.data) == value
-    assert context.type_name == type(value).__name__
+    assert context.payload.digest == hashlib.sha256(context.payload.read()).hexdigest()
+    await kernel.kernel.load("context", context.payload)
+    assert await kernel.out("print(fingerprint(context))") == _here["fingerprint"](value)
 
 
-def test_a_context_that_holds_itself_is_sent_as_it_is() -> None:
-    value: list[Any] = [1]
-    value.append(value)
-    back = pickle.loads(prepare(value).payload.data)
-    assert back[1] is back
+async def test_an_array_is_mapped_and_can_be_changed_without_harm(kernel: Session) -> None:
+    array = np.arange(5_000_000)
+    await kernel.load(array)
+    code = "base = context\nwhile getattr(base, 'base', None) is not None: base = base.base\n"
+    code += "print(type(getattr(base, 'obj', base)))"
+    assert "mmap" in await kernel.out(code)
+    assert await kernel.out("context[0] = 99; print(context[:2])") == "[99  1]"
+    await kernel.load(array, "again")
+    assert await kernel.out("print(again[0], context[0])") == "0 99"
 
 
-class Custom:
-    pass
+async def test_what_is_done_to_the_object_later_does_not_change_the_context(kernel: Session) -> None:
+    array = np.zeros(1_000_000)
+    payload = prepare(array).payload
+    array[:] = 7
+    await kernel.kernel.load("context", payload)
+    assert await kernel.out("print(context.sum())") == "0.0"
+
+
+async def test_functions_and_classes_of_the_notebook_go_by_value(kernel: Session) -> None:
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec("import math\nk = 3\ndef area(r): return math.floor(k * r * r)\nclass Box:\n    def open(self): return area(2)", space)
+    await kernel.load({"f": space["area"], "box": space["Box"]()})
+    assert await kernel.out("print(context['f'](2), context['box'].open())") == "12 12"
+
+
+async def test_another_python_refuses_code_objects_in_one_line(kernel: Session) -> None:
+    payload = prepare({"f": lambda: 1}).payload
+    data = payload.read().replace(b'"by": "dill", "python": "3.', b'"by": "dill", "python": "2.')
+    other = Payload(payload.form, data, hashlib.sha256(data).hexdigest())
+    with pytest.raises(KernelError, match=r"which only Python 2\.\d+ can read, and the kernel runs 3\.\d+") as error:
+        await kernel.kernel.load("context", other)
+    assert "\n" not in str(error.value)
+
+
+async def test_a_class_that_the_kernel_cannot_import_is_told(kernel: Session, tmp_path: Path) -> None:
+    module = types.ModuleType("my_own_module")
+    exec("class Thing: pass", module.__dict__)
+    import sys
+
+    sys.modules["my_own_module"] = module
+    try:
+        with pytest.raises(KernelError, match="the kernel's Python cannot import my_own_module") as error:
+            await kernel.load([module.Thing()])
+    finally:
+        del sys.modules["my_own_module"]
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["x" * 5_000_000, list(range(10))])
+async def test_p17_a_changed_byte_is_noticed(kernel: Session, value: object) -> None:
+    payload = prepare(value).payload
+    data = bytearray(payload.read())
+    data[0] ^= 1
+    with pytest.raises(KernelError, match="another digest"):
+        await kernel.kernel.load("context", Payload(payload.form, bytes(data), payload.digest))
+
+
+def test_a_large_context_is_in_an_unnamed_file_and_linked_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    text = "0123456789" * (SMALL // 5)
+    payload = prepare(text).payload
+    assert list(tmp_path.iterdir()) == []
+    payload.place(str(tmp_path / "one"))
+    payload.place(str(tmp_path / "two"))
+    assert (tmp_path / "one").read_text() == text
+    assert (tmp_path / "one").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "one").stat().st_ino == (tmp_path / "two").stat().st_ino
+
+
+def test_no_room_for_the_context_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match="TMPDIR"):
+        _fill(Writer())
+
+
+def _fill(writer: Writer) -> None:
+    import resource
+    import signal
+
+    old, before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * SMALL, old[1]))
+    try:
+        for _ in range(8):
+            writer.write(bytes(SMALL))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, before)
+
+
+def test_a_long_preparation_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    writer = Writer(told.append)
+    writer._told -= 10  # as if it had begun long ago
+    writer.write(bytes(3 * SMALL))
+    assert told == [3 * SMALL]
+
+
+def test_a_slice_of_an_arrow_table_takes_along_only_itself() -> None:
+    table = pa.table({"a": np.arange(1_000_000)})
+    assert prepare(table).payload.size > 8_000_000
+    assert prepare(table.slice(10, 5)).payload.size < 10_000
+    assert prepare([table["a"].slice(10, 5)]).payload.size < 10_000
+
+
+class Held:
+    def __init__(self, part: Any) -> None:
+        self.part = part
+
+
+class Failing:
+    def __reduce__(self) -> Any:
+        raise ValueError("not me\nnever")
+
+
+async def _nothing() -> None: ...
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("make", "told"),
     [
-        (42, "docs is a int"),
-        (None, "docs is a NoneType"),
-        (b"raw", "docs is a bytes"),
-        ({1, 2}, "docs is a set"),
-        (Custom(), "Custom"),
-        (iter([1]), "list_iterator"),
-        ([1, Custom()], "docs[1] is a"),
-        ({"a": {"b": [print]}}, "docs['a']['b'][0] is a"),
-        ({Custom: 1}, "a key of docs"),
+        (lambda: (n for n in range(3)), "docs is a generator, which can be read only once; make a list of it"),
+        (lambda: iter([1]), "docs is a list_iterator, which can be read only once"),
+        (lambda: [1, map(str, [2])], "docs[1] is a map, which"),
+        (lambda: {"a": {"b": [zip([1], [2], strict=True)]}}, "docs['a']['b'][0] is a zip"),
+        (lambda: open(os.devnull), "docs is an open file"),  # noqa: SIM115
+        (lambda: {"a": Held(sqlite3.connect(":memory:"))}, "docs['a'].part, a Connection, cannot be sent"),
+        (lambda: [socket.socket()], "docs[0], a socket, cannot be sent"),
+        (lambda: Held([Failing()]), "docs.part[0], a Failing, cannot be sent (ValueError: not me never)"),
+        (
+            lambda: pytest.importorskip("polars").LazyFrame({"a": [1]}),
+            "docs is a polars LazyFrame, which is not data yet; docs = docs.collect()",
+        ),
+        (lambda: pd.DataFrame({"a": [1]}).groupby("a"), "docs is a pandas DataFrameGroupBy"),
     ],
 )
-def test_other_types_are_refused_with_their_place(value: Any, told: str) -> None:
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_what_cannot_be_sent_is_refused_with_the_part_that_fails(make: Any, told: str) -> None:
     with pytest.raises(SettingsError) as error:
-        prepare(value, "docs")
+        prepare(Named({"docs": make()}))
     assert told in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_data_frame_is_refused_with_what_to_type() -> None:
-    frame = type("DataFrame", (), {"__module__": "pandas.core.frame"})()
-    with pytest.raises(SettingsError, match=r"text = sales\.to_csv\(\), and use --context text"):
-        prepare(frame, "sales")
+def test_a_refused_generator_is_not_used_up() -> None:
+    lines = (n for n in range(3))
+    with pytest.raises(SettingsError):
+        prepare({"a": lines})
+    assert list(lines) == [0, 1, 2]
+
+
+def test_a_coroutine_and_a_deep_nest_are_refused() -> None:
+    coroutine = _nothing()
+    with pytest.raises(SettingsError, match="coroutine"):
+        prepare([coroutine])
+    asyncio.run(coroutine)
+    nest: list[Any] = []
+    for _ in range(200_000):
+        nest = [nest]
+    with pytest.raises(SettingsError, match="nested too deeply"):
+        prepare(nest)
+
+
+def test_p17_a_context_above_the_cap_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+
+    writer = Writer()
+    writer.size = 8 * 2**30 - 5
+    with pytest.raises(SettingsError, match=r"more than 8,589,934,592 bytes, which is the cap"):
+        writer.write(b"123456")
+
+
+# Descriptions
 
 
 def test_a_description_tells_type_and_size_and_never_the_whole() -> None:
     secret = "the vault opens at midnight with 4711"
-    for value in (secret, [secret], {"note": secret}, [secret] * 3):
+    for value in (secret, [secret], {"note": secret}, [secret] * 3, secret.encode(), (secret,), {secret}, Held(secret)):
         context = prepare(value)
         assert type(value).__name__ in context.description
         assert secret not in context.description
@@ -87,28 +265,100 @@ def test_a_description_tells_type_and_size_and_never_the_whole() -> None:
     long = prepare("line one\n" * 10_000)
     assert "90,000 characters in 10,001 lines" in long.description
     assert len(long.description) < 1_000
+    assert "4711" not in prepare(4711).description
 
 
-def test_a_description_stays_small_whatever_the_keys() -> None:
-    assert len(prepare({"k" * 10_000 + str(n): n for n in range(50)}).description) < 2_000
+def test_a_table_is_told_by_shape_columns_types_and_at_most_a_quarter_of_its_rows() -> None:
+    table = pd.DataFrame({"city": [f"town-{n}" for n in range(12)], "n": range(12)})
+    for value in (table, pa.table(table), __import__("polars").DataFrame({"city": list(table["city"]), "n": list(table["n"])})):
+        told = prepare(value).description
+        assert "of 12 rows x 2 columns" in told
+        assert "city (" in told
+        assert "n (" in told
+        assert "int64" in told.lower()
+        assert "town-2" in told
+        assert "town-3" not in told
+    assert "town" not in prepare(table[:3]).description
+    assert "shape 2 x 50, dtype float64, 800 bytes" in prepare(np.zeros((2, 50))).description
+
+
+def test_a_description_stays_small_whatever_it_describes() -> None:
+    wide = pd.DataFrame({f"column {n} " + "x" * 1000: ["long " * 1000] * 40 for n in range(500)})
+    for value in ({"k" * 10_000 + str(n): n for n in range(50)}, wide, {"a": wide}, [10**100_000] * 9, [wide] * 3):
+        assert len(prepare(value).description) < 10_000
+
+
+def test_several_contexts_are_a_dict_by_name_each_described() -> None:
+    context = prepare(Named({"sales": kinds.frame(), "notes": "text " * 100}))
+    assert "a dict of 2 inputs, by name" in context.description
+    assert "context['sales']: a pandas.DataFrame of 4 rows x 7 columns" in context.description
+    assert "context['notes']: a str of 500 characters" in context.description
+    assert (context.type_name, context.size) == ("dict", 2)
+
+
+# Paths
 
 
 def test_a_file_is_read_byte_for_byte(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_bytes("ü\r\nend\n".encode())
     assert read_text_file(str(file)) == "ü\r\nend\n"
+    assert prepare(read_path(str(file))).type_name == "str"
 
 
-@pytest.mark.parametrize(("data", "told"), [(b"\xff\xfe\x00a", "not UTF-8 text"), (b"ELF\x00\x01", "binary")])
-def test_a_file_that_is_no_text_is_refused(tmp_path: Path, data: bytes, told: str) -> None:
-    file = tmp_path / "a.bin"
+def test_a_folder_and_a_glob_are_dicts_of_relative_paths(tmp_path: Path) -> None:
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    (tmp_path / "in" / ".git").mkdir()
+    for name, data in {
+        "a.txt": b"one",
+        "sub/b.md": b"two\r\n",
+        "c.png": b"\x89PNG\r\n\x1a\n\x00",
+        ".hidden": b"no",
+        ".git/x": b"no",
+    }.items():
+        (tmp_path / "in" / name).write_bytes(data)
+    (tmp_path / "outside.txt").write_text("secret")
+    (tmp_path / "in" / "link.txt").symlink_to(tmp_path / "outside.txt")
+    os.mkfifo(tmp_path / "in" / "pipe")
+    read = read_path(str(tmp_path / "in"))
+    assert read.value == {"a.txt": "one", "sub/b.md": "two\r\n"}
+    assert "1 files that hold no text were not read: c.png (9 bytes)" in prepare(read).description
+    assert "texts of 2 files" in prepare(read).description
+    assert read_path(str(tmp_path / "in" / "**" / "*.md")).value == {"sub/b.md": "two\r\n"}
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "told"),
+    [
+        ("a.bin", b"\xff\xfea", "not UTF-8 text"),
+        ("a.bin", b"ELF\x00\x01", "binary"),
+        ("a.pdf", b"%PDF-1.7 \x00", "a PDF, not text; type from pypdf import PdfReader"),
+        ("a.xlsx", b"PK\x03\x04\x00", "an Excel file, not text; type import pandas; text = pandas.read_excel("),
+        ("a.parquet", b"PAR1\x00", "a Parquet file, not text; type import pandas; text = pandas.read_parquet("),
+        ("a.dat", b"PAR1\x00", "a Parquet file"),
+        ("a.docx", b"PK\x03\x04\x00", "a Word file"),
+        ("a.gz", b"\x1f\x8b\x08", "gzip.open"),
+    ],
+)
+def test_a_file_that_is_no_text_is_refused_with_what_to_type(tmp_path: Path, name: str, data: bytes, told: str) -> None:
+    file = tmp_path / name
     file.write_bytes(data)
-    with pytest.raises(SettingsError, match=told):
-        read_text_file(str(file))
+    with pytest.raises(SettingsError) as error:
+        read_path(str(file))
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="a folder"):
-        read_text_file(str(tmp_path))
+def test_a_folder_without_text_and_missing_things_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"no readable text in it \(no files\)"):
+        read_path(str(tmp_path))
+    (tmp_path / "x.bin").write_bytes(b"\x00")
+    with pytest.raises(SettingsError, match=r"no readable text in it \(1 files, none of them text\)"):
+        read_path(str(tmp_path))
     with pytest.raises(SettingsError, match="no such file"):
-        read_text_file(str(tmp_path / "none.txt"))
+        read_path(str(tmp_path / "none.txt"))
+    with pytest.raises(SettingsError, match="no file matches"):
+        read_path(str(tmp_path / "*.md"))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SettingsError, match="not a file with text"):
+        read_path(str(tmp_path / "pipe"))

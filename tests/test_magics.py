@@ -20,6 +20,8 @@ def shell(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with open_shell() as shell:
         shell.run("docs = ['one', 'two']; report = 'text ' * 100; number = 42; setup = 'import json'")
+        shell.run("lines = (line for line in docs); opened = open('/dev/null'); import sqlite3, types")
+        shell.run("held = {'b': 1, 'a': types.SimpleNamespace(db=sqlite3.connect(':memory:'))}")
         yield shell
 
 
@@ -36,7 +38,8 @@ BAD = [
     ("%%rlm --model demo --context dosc\nWho?", "did you mean docs"),
     ("%%rlm --model demo --context nothing_like_it\nWho?", "no variable is named nothing_like_it"),
     ("%%rlm --model demo --context ./none.txt\nWho?", "no such file"),
-    ("%%rlm --model demo --context docs --context report\nWho?", "one --context for now"),
+    ("%%rlm --model demo --context docs --context dosc\nWho?", "did you mean docs"),
+    ("%%rlm --model demo --context './*.none'\nWho?", "no file matches"),
     ("%%rlm --model demo --context docs\n", "cell body is empty"),  # IPython's own line
     ("%%rlm --model demo --context docs\n   \n\t", "the cell is empty"),
     ("%%rlm --model demo --context docs\nWho is {{nobody}}?", "no variable is named nobody"),
@@ -57,7 +60,10 @@ BAD = [
     ("%%rlm --model demo --context docs --out print\nWho?", "--out print"),
     ("%%rlm --model demo --context docs --out class\nWho?", "--out class"),
     ("%%rlm --model demo --context docs --kernel nope\nWho?", "nope"),
-    ("%%rlm --model demo --context number\nWho?", "number is a int"),
+    ("%%rlm --model demo --context lines\nWho?", "lines is a generator, which can be read only once; make a list of it"),
+    ("%%rlm --model demo --context docs --context lines\nWho?", "context['lines'] is a generator"),
+    ("%%rlm --model demo --context opened\nWho?", "opened is an open file"),
+    ("%%rlm --model demo --context held\nWho?", "held['a'].db, a Connection, cannot be sent"),
     ("%%rlm --model demo --context docs --view picture\nWho?", "--view"),
     ("%%rlm --model demo --context docs --base-url localhost:80\nWho?", "--base-url must begin with http"),
     ("%%rlm --model m --base-url http://localhost:1/v1 --api-key-env NO_SUCH_KEY --context docs\nWho?", "NO_SUCH_KEY"),
@@ -101,7 +107,7 @@ def test_a_key_with_a_line_end_is_refused(shell: Shell, monkeypatch: pytest.Monk
     ("text", "offered"),
     [
         ("%%rlm --max-c", ["--max-calls", "--max-concurrency", "--max-cost"]),
-        ("%%rlm --context ", ["docs", "report", "setup"]),
+        ("%%rlm --context ", ["docs", "held", "number", "report", "setup"]),
         ("%%rlm --context d", ["docs"]),
         ("%%rlm --setup-code ", ["report", "setup"]),
         ("%%rlm --env ", ["local"]),

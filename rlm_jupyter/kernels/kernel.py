@@ -160,8 +160,8 @@ class Kernel:
         self._loads += 1
         path = await self._environment.deliver(payload)
         try:
-            order = wire.Context(self.number, self._loads, name, path, payload.form, len(payload.data), payload.digest)
-            message = await self._work(order, LOAD_SECONDS + len(payload.data) / LOAD_BYTES_A_SECOND)
+            order = wire.Context(self.number, self._loads, name, path, payload.form, payload.size, payload.digest)
+            message = await self._work(order, LOAD_SECONDS + payload.size / LOAD_BYTES_A_SECOND)
         finally:
             self._environment.discard(path)
         assert isinstance(message, wire.Loaded)

@@ -153,7 +153,7 @@ class LocalPlace:
         self._files += 1
         name = f"context-{self._files}"
         path = os.path.join(self.folder, name)
-        await anyio.to_thread.run_sync(_write_private, path, payload.data, abandon_on_cancel=True)
+        await anyio.to_thread.run_sync(payload.place, path, abandon_on_cancel=True)
         return name
 
     def discard(self, path: str) -> None:
@@ -223,11 +223,6 @@ def _copy_font_lists(folder: str) -> None:
     with contextlib.suppress(OSError):
         for path in Path(cache).expanduser().glob("fontlist-*.json"):
             shutil.copyfile(path, os.path.join(folder, path.name))
-
-
-def _write_private(path: str, data: bytes) -> None:
-    with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        file.write(data)
 
 
 def _remove(folder: str) -> None:

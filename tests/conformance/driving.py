@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import pickle
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from rlm_jupyter.contexts import Payload
+from rlm_jupyter.contexts import Payload, prepare
 from rlm_jupyter.kernels.environment import Environment
 from rlm_jupyter.kernels.kernel import CellResult, Kernel, Output
 from rlm_jupyter.kernels.local import open_local
@@ -89,12 +87,7 @@ class Session:
 
 
 def payload(value: Any) -> Payload:
-    form, data = (
-        ("text", value.encode("utf-8", "surrogatepass"))
-        if isinstance(value, str)
-        else ("pickle", pickle.dumps(value, protocol=4))
-    )
-    return Payload(form, data, hashlib.sha256(data).hexdigest())
+    return prepare(value).payload
 
 
 @asynccontextmanager

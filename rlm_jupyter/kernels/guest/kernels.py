@@ -23,6 +23,7 @@ from .loop import Loop
 from .output import HALF
 from .pipes import OutputPipes
 from .shell import ShellChannel
+from .sources import sources
 
 
 class Hub(Protocol):
@@ -86,14 +87,13 @@ class GuestKernel:
             self.kill("")
 
     def _install_code(self) -> str:
-        with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "repl.py"), encoding="utf-8") as file:
-            source = file.read()
-        module = "__import__('sys').modules['_rlm_repl']"
-        return (
-            "__import__('sys').modules['_rlm_repl'] = __import__('types').ModuleType('_rlm_repl')\n"
-            f"exec(compile({source!r}, '<rlm>', 'exec'), {module}.__dict__)\n"
-            f"{module}.install(get_ipython(), {self._settings!r})\nNone"
-        )
+        modules = "__import__('sys').modules"
+        lines = []
+        for name, source in sources():
+            lines.append(f"{modules}[{name!r}] = __import__('types').ModuleType({name!r})")
+            lines.append(f"exec(compile({source!r}, '<rlm>', 'exec'), {modules}[{name!r}].__dict__)")
+        lines.append(f"{modules}['_rlm_repl'].install(get_ipython(), {self._settings!r})\nNone")
+        return "\n".join(lines)
 
     def request(self, kind: str, content: dict[str, Any]) -> str:
         """Send a request on the shell channel; the first one connects it."""

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 
 from . import processes
 from .repl import MODULE
+from .sources import sources
 
 _WARM = (
     "IPython.core.interactiveshell", "IPython.core.magics", "IPython.core.completer", "IPython.core.completerlib",
@@ -45,12 +46,9 @@ def warm() -> None:
     for name in _WARM:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    repl = types.ModuleType(MODULE)
-    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "repl.py")
-    with open(path, encoding="utf-8") as file:
-        source = file.read()
-    sys.modules[MODULE] = repl
-    exec(compile(source, "<rlm>", "exec"), repl.__dict__)
+    for name, source in sources():
+        module = sys.modules[name] = types.ModuleType(name)
+        exec(compile(source, "<rlm>", "exec"), module.__dict__)
     gc.collect()
     gc.freeze()
 

@@ -1,0 +1,183 @@
+"""A context as bytes: written once, hashed while it is written, and handed to a kernel without another copy.
+
+Small contexts stay in memory. Larger ones go to an unnamed temporary file, which nobody else can open and which is gone with
+the process, however that ends; a kernel on this machine gets a link to it and maps it. What is written is a snapshot: what
+the user does to the object afterwards changes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import IO
+
+from rlm_jupyter.errors import SettingsError
+from rlm_jupyter.settings import CONTEXT_CAP, MIB
+
+SMALL = MIB
+PIECE = 8 * MIB
+PROGRESS_AFTER = 1.0
+PROGRESS_EVERY = 0.25
+
+Progress = Callable[[int], None]
+"""Called with the number of bytes that are ready, when preparing a context takes longer than a second."""
+
+
+class Spool:
+    """The bytes of a large context, in an unnamed temporary file."""
+
+    def __init__(self) -> None:
+        self._file: IO[bytes] = _unnamed_file()
+        self.size = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise SettingsError(
+                f"the context does not fit into {tempfile.gettempdir()} ({error.strerror}); "
+                "set the environment variable TMPDIR to a folder with more room"
+            ) from None
+        self.size += len(data)
+
+    def place(self, path: str) -> None:
+        """Make the file appear at `path`: a link where the file system gives one, else a copy. Mode 0600."""
+        self._file.flush()
+        if not _link(self._file.fileno(), path):
+            self._file.seek(0)
+            with _create(path) as target:
+                shutil.copyfileobj(self._file, target, PIECE)
+
+    def read(self) -> bytes:
+        self._file.flush()
+        return os.pread(self._file.fileno(), self.size, 0) if self.size <= PIECE else b"".join(self._pieces())
+
+    def _pieces(self) -> list[bytes]:
+        return [os.pread(self._file.fileno(), PIECE, at) for at in range(0, self.size, PIECE)]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Payload:
+    """A context as bytes.
+
+    Attributes
+    ----------
+    form
+        `text`: UTF-8, lone surrogates passed through. `pickle`: a pickle, the buffers that it leaves outside, and an index;
+        it goes from the host to a kernel and never back.
+    data
+        The bytes: in memory, or in an unnamed file.
+    digest
+        SHA-256 of the bytes, in hex.
+    """
+
+    form: str
+    data: bytes | Spool
+    digest: str
+
+    @property
+    def size(self) -> int:
+        return len(self.data) if isinstance(self.data, bytes) else self.data.size
+
+    def read(self) -> bytes:
+        """Give all bytes; for a large context that is a copy."""
+        return self.data if isinstance(self.data, bytes) else self.data.read()
+
+    def place(self, path: str) -> None:
+        """Put the bytes into a new file that only this user can read."""
+        if isinstance(self.data, bytes):
+            with _create(path) as file:
+                file.write(self.data)
+        else:
+            self.data.place(path)
+
+
+class Writer:
+    """Takes the bytes of a context in order; `payload` gives the whole. Large pieces are hashed beside the writing."""
+
+    def __init__(self, progress: Progress | None = None) -> None:
+        self.size = 0
+        self._memory: bytearray | None = bytearray()
+        self._spool: Spool | None = None
+        self._digest = hashlib.sha256()
+        self._helper: ThreadPoolExecutor | None = None
+        self._progress = progress
+        self._told = time.monotonic() + PROGRESS_AFTER - PROGRESS_EVERY
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        view = memoryview(data).cast("B")
+        if self.size + len(view) > CONTEXT_CAP:
+            raise SettingsError(f"the context has more than {CONTEXT_CAP:,} bytes, which is the cap")
+        for at in range(0, len(view), PIECE):
+            self._write(view[at : at + PIECE])
+        return len(view)
+
+    def align(self, step: int) -> None:
+        """Fill up with zeros to a multiple of `step`."""
+        self.write(bytes(-self.size % step))
+
+    def payload(self, form: str) -> Payload:
+        if self._helper is not None:
+            self._helper.shutdown()
+        data: bytes | Spool = bytes(self._memory or b"") if self._spool is None else self._spool
+        return Payload(form, data, self._digest.hexdigest())
+
+    def _write(self, view: memoryview) -> None:
+        self.size += len(view)
+        if self._memory is not None and self.size <= SMALL:
+            self._memory += view
+            self._digest.update(view)
+            return
+        if self._spool is None:
+            self._spool = Spool()
+            self._spool.write(bytes(self._memory or b""))
+            self._memory = None
+            self._helper = ThreadPoolExecutor(1, "rlm-digest")
+        if len(view) < SMALL or self._helper is None:
+            self._digest.update(view)
+            self._spool.write(view)
+        else:
+            hashed = self._helper.submit(self._digest.update, view)
+            try:
+                self._spool.write(view)
+            finally:
+                hashed.result()
+        if self._progress is not None and time.monotonic() - self._told > PROGRESS_EVERY:
+            self._told = time.monotonic()
+            self._progress(self.size)
+
+
+def _unnamed_file() -> IO[bytes]:
+    folder = tempfile.gettempdir()
+    if hasattr(os, "O_TMPFILE"):
+        try:
+            # Not tempfile.TemporaryFile: it adds O_EXCL, and then the file can never be linked.
+            return os.fdopen(os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600), "w+b")
+        except OSError:
+            pass  # a file system without unnamed files
+    return tempfile.TemporaryFile()
+
+
+def _link(fd: int, path: str) -> bool:
+    """Give an unnamed file a name, as `man 2 open` tells it; False where that cannot be."""
+    try:
+        folder = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        os.link(str(fd), path, src_dir_fd=folder, follow_symlinks=True)
+    except OSError:
+        return False
+    finally:
+        os.close(folder)
+    return True
+
+
+def _create(path: str) -> IO[bytes]:
+    return open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600))

@@ -1,0 +1,114 @@
+"""Objects of every kind that a notebook holds, for the tests of what crosses."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import datetime
+import decimal
+import fractions
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+
+UTC = datetime.UTC
+DAY = datetime.date(2026, 3, 1)
+NOON = datetime.datetime(2026, 3, 1, 12, 30, 15, 123456, tzinfo=UTC)
+ODD_TEXT = 'quote " \' \\ nul \x00 surrogate \ud800 emoji 😀 crlf \r\n end "'
+
+
+def frame() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "n": [1, 2, 3, 4],
+            "x": [1.5, float("nan"), float("inf"), -0.0],
+            "name": ["a", "ü€😀", "", "d"],
+            "when": pd.to_datetime(["2026-01-01", "NaT", "2026-03-01", "2026-04-01"]),
+            "kind": pd.Categorical(["u", "v", "u", "v"], ordered=True),
+            "maybe": pd.array([1, None, 3, 4], dtype="Int64"),
+            "yes": [True, False, True, False],
+        },
+        index=pd.Index(["r1", "r2", "r3", "r4"], name="row"),
+    )
+
+
+def levels() -> pd.DataFrame:
+    index = pd.MultiIndex.from_product([["a", "b"], [1, 2]], names=["letter", None])
+    return pd.DataFrame(np.arange(8).reshape(4, 2), index=index, columns=pd.Index([10, 20], name="year"))
+
+
+@dataclasses.dataclass
+class Point:
+    """A class that only the test has."""
+
+    x: int
+    y: int
+
+
+IN: Mapping[str, Callable[[], Any]] = {
+    "str": lambda: ODD_TEXT,
+    "empty str": lambda: "",
+    "long str": lambda: "line of text\n" * 200_000,
+    "bytes": lambda: bytes(range(256)) * 10,
+    "bytearray": lambda: bytearray(b"\x00\xff" * 5),
+    "int": lambda: 10**400,
+    "float": lambda: -0.0,
+    "bool": lambda: True,
+    "None": lambda: None,
+    "complex": lambda: 1 - 2j,
+    "Decimal": lambda: decimal.Decimal("1.10"),
+    "Fraction": lambda: fractions.Fraction(1, 3),
+    "date": lambda: DAY,
+    "datetime": lambda: NOON,
+    "timedelta": lambda: datetime.timedelta(days=-1, microseconds=7),
+    "UUID": lambda: uuid.UUID(int=7),
+    "list": lambda: ["a", 1, [2.5, None], ODD_TEXT],
+    "dict": lambda: {"a": {"__type__": "pickle"}, 4: "four", (1, 2): "pair", None: 0},
+    "dict of texts": lambda: {f"{n}.txt": "text " * 50_000 for n in range(8)},
+    "tuple": lambda: (1, ("two", [3])),
+    "set": lambda: {1, "a", (2, 3)},
+    "frozenset": lambda: frozenset({1, 2}),
+    "OrderedDict": lambda: collections.OrderedDict(b=1, a=2),
+    "Counter": lambda: collections.Counter("aab"),
+    "defaultdict": lambda: collections.defaultdict(list, x=[1]),
+    "deque": lambda: collections.deque([1, 2], maxlen=3),
+    "ndarray": lambda: np.arange(600_000, dtype="<f4").reshape(3, -1),
+    "ndarray of dates": lambda: np.array(["2026-01-01", "NaT"], dtype="datetime64[s]"),
+    "ndarray of records": lambda: np.array([(1, b"x"), (2, b"y")], dtype=[("n", "<i4"), ("s", "S3")]),
+    "ndarray, strided": lambda: np.arange(100).reshape(10, 10)[::2, ::3],
+    "DataFrame": frame,
+    "DataFrame with levels": levels,
+    "DataFrame of objects": lambda: pd.DataFrame({"o": [{"a": 1}, (2,), None, b"x"]}, dtype=object),
+    "Series": lambda: pd.Series([1, 2, 3], name="s", dtype="int8"),
+    "Arrow table": lambda: pa.table({"a": [1, None, 3], "s": ["x", "y", None]}),
+    "Arrow slice": lambda: pa.table({"a": list(range(100_000))}).slice(500, 3),
+    "polars DataFrame": lambda: pl.DataFrame({"a": [1, None, 3], "s": ["x", "y", None]}),
+    "polars Series": lambda: pl.Series("p", [1.5, None]),
+    "object": lambda: Point(1, 2),
+    "dict of frames": lambda: {"one": frame(), "two": [np.ones(3)]},
+}
+"""Kinds of context by name."""
+
+
+def same(left: Any, right: Any) -> bool:
+    """Whether two objects are equal in type, structure and content, NaNs included."""
+    if type(left) is not type(right):
+        return False
+    if isinstance(left, (pd.DataFrame, pd.Series)):
+        check: Any = pd.testing.assert_frame_equal if isinstance(left, pd.DataFrame) else pd.testing.assert_series_equal
+        check(left, right, check_exact=True, check_freq=False)
+        return True
+    if isinstance(left, np.ndarray):
+        return bool(left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes())
+    if isinstance(left, (pl.DataFrame, pl.Series, pa.Table)):
+        return bool(left.equals(right))
+    if isinstance(left, dict):
+        return list(map(repr, left)) == list(map(repr, right)) and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(map(same, left, right))
+    return bool(left == right) or (left != left and right != right)
