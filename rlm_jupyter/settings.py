@@ -31,6 +31,8 @@ VALUE_CAP = 1024 * MIB
 """One final value."""
 CONTEXT_CAP = 8 * 1024 * MIB
 """One context."""
+PICTURE_CAP = 8 * MIB
+"""One picture."""
 
 ENVIRONMENTS: Mapping[str, str] = {
     "local": "not isolated: the code runs with your own rights on this machine",

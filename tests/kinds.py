@@ -8,8 +8,9 @@ import datetime
 import decimal
 import fractions
 import uuid
+import zoneinfo
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -103,6 +104,8 @@ def same(left: Any, right: Any) -> bool:
         check: Any = pd.testing.assert_frame_equal if isinstance(left, pd.DataFrame) else pd.testing.assert_series_equal
         check(left, right, check_exact=True, check_freq=False)
         return True
+    if isinstance(left, np.ndarray) and left.dtype == object:
+        return left.shape == right.shape and same(left.tolist(), right.tolist())
     if isinstance(left, np.ndarray):
         return bool(left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes())
     if isinstance(left, (pl.DataFrame, pl.Series, pa.Table)):
@@ -112,3 +115,44 @@ def same(left: Any, right: Any) -> bool:
     if isinstance(left, (list, tuple)):
         return len(left) == len(right) and all(map(same, left, right))
     return bool(left == right) or (left != left and right != right)
+
+
+class Pair(NamedTuple):
+    """A named tuple that only the test has."""
+
+    left: int
+    right: str
+
+
+OUT: Mapping[str, Callable[[], Any]] = {
+    **{
+        kind: make
+        for kind, make in IN.items()
+        if kind not in ("defaultdict", "object", "Arrow slice", "dict of frames", "DataFrame of objects")
+    },
+    "tags in JSON": lambda: {"__type__": "pickle", "form": "typed", "shape": ["bytes"], "data": 0, "sections": [1]},
+    "tags in a tuple": lambda: (["tuple", 0], ["bytes"], {"shape": ["ndarray", "<f8", [1]], "data": 0}),
+    "surrogates that would join": lambda: ["\ud83d\ude00", {"\udfff": 1}],
+    "int of 10,000 digits": lambda: [10**10_000, -(10**10_000)],
+    "dict with odd keys": lambda: {(1, 2): {3, 4}, None: b"x", 1.5: DAY, True: [()]},
+    "time": lambda: datetime.time(1, 2, 3, 4, fold=1),
+    "datetime, zoned": lambda: datetime.datetime(2026, 3, 1, tzinfo=zoneinfo.ZoneInfo("Europe/Berlin")),
+    "range": lambda: range(0, 10**30, 7),
+    "numpy scalar": lambda: np.float32(1.5),
+    "empty ndarray": lambda: np.zeros((0, 3), dtype="<i2"),
+    "ndarray of objects": lambda: np.array([{"a": (1,)}, None], dtype=object),
+    "empty DataFrame": lambda: pd.DataFrame(),
+    "DataFrame of odd columns": lambda: pd.DataFrame(
+        {
+            "zoned": pd.to_datetime(["2026-01-01", "NaT"]).tz_localize("Europe/Berlin"),
+            "float": pd.array([1.5, None], dtype="Float32"),
+            "bool": pd.array([True, None], dtype="boolean"),
+            "text": pd.array(["a", None], dtype="string"),
+            "arrow": pd.Series([1, None], dtype=pd.ArrowDtype(pa.int16())),
+            "objects": pd.Series([{"a": {1}}, (2,)], dtype=object),
+            "delta": pd.to_timedelta([1, 2], unit="s"),
+        }
+    ),
+    "frames in a dict": lambda: {"a": frame(), "b": [levels(), (np.arange(3),)]},
+}
+"""Kinds of value that come back equal, by name."""

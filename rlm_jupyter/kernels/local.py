@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -27,6 +28,7 @@ import anyio.to_thread
 from rlm_jupyter.errors import KernelStartError, SettingsError
 from rlm_jupyter.kernels.environment import START_SECONDS, Environment
 from rlm_jupyter.kernels.guest import frames, processes
+from rlm_jupyter.kernels.guest.crossing import PACKAGES
 from rlm_jupyter.kernels.transports import Listener
 from rlm_jupyter.settings import BATCH_CAP, ENVIRONMENTS, PROMPT_CAP, VALUE_CAP, did_you_mean
 
@@ -124,7 +126,14 @@ class LocalPlace:
     def launch(self, settings: dict[str, Any]) -> None:
         """Start the supervisor and hand it its settings."""
         caps = {"prompt": PROMPT_CAP, "batch": BATCH_CAP, "value": VALUE_CAP, "message": frames.MESSAGE_CAP - frames.HEADER_CAP}
-        settings |= {"folder": self.folder, "caps": caps, "start_seconds": START_SECONDS - 5, "host_pid": os.getpid()}
+        packages = [name for name in PACKAGES if importlib.util.find_spec(name) is not None]
+        settings |= {
+            "packages": packages,
+            "folder": self.folder,
+            "caps": caps,
+            "start_seconds": START_SECONDS - 5,
+            "host_pid": os.getpid(),
+        }
         _copy_font_lists(os.path.join(self.folder, "mpl"))
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(_GUEST), "supervisor"],

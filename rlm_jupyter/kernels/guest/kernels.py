@@ -60,7 +60,15 @@ class GuestKernel:
         caps = hub.settings["caps"]
         self._listener = AskListener(hub.loop, path, token, caps["message"] + (1 << 22), self._ask, self.cells.hung_up)
         self.finals = Finals(self.place.path("final"), caps["value"])
-        self._settings = {**caps, "address": path, "token": token, "finals": self.place.path("final"), "output": HALF}
+        packages = hub.settings.get("packages", [])
+        self._settings = {
+            **caps,
+            "packages": packages,
+            "address": path,
+            "token": token,
+            "finals": self.place.path("final"),
+            "output": HALF,
+        }
         self._shell: ShellChannel | None = None
         self._deadline = hub.loop.later(hub.settings["start_seconds"], self._start_too_slow)
         self._launch()

@@ -133,7 +133,8 @@ class Repl:
     ip
         The kernel's InteractiveShell.
     settings
-        `address`, `token`, `finals` (a folder), and the caps `prompt`, `batch`, `message`, `value`, `output`.
+        `address`, `token`, `finals` (a folder), `packages` (that the host has), and the caps `prompt`, `batch`, `message`,
+        `value`, `output`.
     """
 
     def __init__(self, ip: Any, settings: dict[str, Any]) -> None:
@@ -322,7 +323,7 @@ class Repl:
                 "this answer holds the place of a failed call (a FailedReply, its text starts with 'Error: '). "
                 "Ask again for the failed items or leave them out, then call FINAL_VAR."
             )
-        form, type_name, data = _encode(var)
+        form, type_name, data = sys.modules[CROSSING].encode(var, self.caps["packages"])
         if len(data) > self.caps["value"]:
             raise ValueError(f"an answer of {len(data):,} bytes; at most {self.caps['value']:,}: give a smaller one")
         path = secrets.token_hex(16)
@@ -391,45 +392,6 @@ def _holds_failed_reply(value: Any) -> bool:
             seen.add(id(item))
             todo += [*item, *item.values()] if isinstance(item, dict) else item
     return False
-
-
-def _is_json(value: Any) -> bool:
-    """Whether JSON gives exactly this value back: built-in types only, str keys, no object within itself."""
-    seen: set[int] = set()
-
-    def check(item: Any) -> bool:
-        kind = type(item)
-        if kind is str or kind is int or kind is float or kind is bool or item is None:
-            return True
-        if kind is not list and kind is not dict:
-            return False
-        if id(item) in seen:
-            return False
-        seen.add(id(item))
-        if kind is dict:
-            good = all(type(key) is str for key in item) and all(map(check, item.values()))
-        else:
-            good = all(map(check, item))
-        seen.discard(id(item))
-        return good
-
-    return check(value)
-
-
-def _encode(value: Any) -> tuple[str, str, bytes]:
-    """Give form, type name and bytes of a final value: text as it is, JSON where it is exact, else the value's text."""
-    kind = type(value)
-    type_name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    type_name = type_name.encode("ascii", "backslashreplace").decode()[:200]
-    if kind is str:
-        return "text", type_name, value.encode("utf-8", "surrogatepass")
-    try:
-        if _is_json(value):
-            return "json", type_name, json.dumps(value, separators=(",", ":")).encode("ascii")
-    except (ValueError, RecursionError):
-        pass
-    text = str(value) if isinstance(value, str) else repr(value)
-    return "text", type_name, text.encode("utf-8", "surrogatepass")
 
 
 def _size(value: Any) -> str:

@@ -22,6 +22,7 @@ PROTOCOL = 1
 VALUE_PIECE = 1024 * 1024
 TEXT_CAP = 64 * 1024
 STREAMS = ("stdout", "stderr", "result", "display", "error")
+FORMS = ("text", "json", "typed")
 STATUSES = ("ok", "error", "interrupted")
 
 _CALL = re.compile(r"[0-9a-f]{32}")
@@ -41,7 +42,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class FinalInfo:
-    """What FINAL_VAR handed over: `name` is '' when it was given by value; `form` is text or json."""
+    """What FINAL_VAR handed over: `name` is '' when it was given by value; `form` is one of FORMS."""
 
     number: int
     name: str
@@ -328,7 +329,7 @@ def read_final(value: object) -> FinalInfo:
     if type(value) is not dict:
         raise WireError("a final value that is no object")
     final = FinalInfo(**_read(FinalInfo, value, b"", 0))
-    if final.form not in ("text", "json") or not _DIGEST.fullmatch(final.digest):
+    if final.form not in FORMS or not _DIGEST.fullmatch(final.digest):
         raise WireError("a final value of unknown form")
     return final
 

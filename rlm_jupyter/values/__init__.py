@@ -1,0 +1,62 @@
+"""What comes back from a kernel -> a value of the host, with its type: JSON, arrays, tables, pictures and text, never pickle.
+
+The kernel says of its value only a form and a type's name; both are checked here, and the bytes are decoded by the form
+alone. In the form `typed` a description of the structure stands beside the data (`typed`), so that data cannot imitate a
+type. Nothing that a kernel sends is evaluated, imported or followed, and what is not exactly as it should be is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from rlm_jupyter.errors import ProtocolError
+from rlm_jupyter.settings import VALUE_CAP
+from rlm_jupyter.values.typed import Malformed, OtherText, Record, read
+
+__all__ = ["OtherText", "Record", "Value", "as_text", "decode"]
+
+_SHOWN = 20_000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Value:
+    """A value as it came. `form`: `text` (UTF-8, surrogates passed through), `json` or `typed`; `type_name` is for showing."""
+
+    form: str
+    type_name: str
+    data: bytes
+
+
+def decode(value: Value) -> Any:
+    """Give the host's object for a kernel's value; a `ProtocolError` where the bytes are not what the form says."""
+    if len(value.data) > VALUE_CAP:
+        raise ProtocolError(f"a value of {len(value.data):,} bytes is above the cap of {VALUE_CAP:,}")
+    try:
+        if value.form == "text":
+            return value.data.decode("utf-8", "surrogatepass")
+        if value.form == "json":
+            return json.loads(str(value.data, "ascii"))
+        if value.form == "typed":
+            return read(value.data)
+    except ModuleNotFoundError as error:
+        raise ProtocolError(f"the answer needs {error.name}, which is not installed here: %pip install {error.name}") from None
+    except Malformed as error:
+        raise ProtocolError(f"the kernel sent a value that is not valid: {error}") from None
+    except (ValueError, RecursionError):
+        raise ProtocolError(f"the kernel sent a value that is not valid {value.form}") from None
+    raise ProtocolError(f"the kernel sent a value of unknown form {value.form[:40]!r}")
+
+
+def as_text(value: Any) -> str:
+    """Give the text of an answer: a str as it is, what JSON holds as indented JSON, other values as Python shows them."""
+    if isinstance(value, str):
+        return value
+    if value is None or isinstance(value, (bool, int, float, list, dict)):
+        try:
+            return json.dumps(value, indent=2, ensure_ascii=False)
+        except (TypeError, ValueError, RecursionError):
+            pass
+    text = str(value) if type(value).__module__.partition(".")[0] in ("pandas", "polars") else repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
