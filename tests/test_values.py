@@ -166,6 +166,12 @@ def test_p01_a_damaged_value_is_a_value_or_an_error_and_runs_nothing(seed: bytes
         decode(Value("typed", "x", bytes(damaged)))
 
 
+def test_p01_utf_16_is_not_guessed() -> None:
+    text = json.dumps({"shape": 0, "data": 1, "sections": []}).encode("utf-16-be")
+    with nothing_is_run(), pytest.raises(ProtocolError):
+        decode(Value("typed", "x", struct.pack(">Q", len(text)) + text))
+
+
 @pytest.mark.parametrize(
     "value",
     [
