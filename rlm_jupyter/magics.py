@@ -153,6 +153,7 @@ class RLMMagics(Magics):
     @argument("--max-output-tokens", type=_whole, metavar="N", help="Tokens of one reply. Default: 8192.")
     @argument("--kernel", metavar="NAME", help="An installed kernelspec to run the code in. Default: this notebook's Python.")
     @argument("--setup-code", metavar="CODE", help="Code to run first, or the name of a str variable that holds it.")
+    @argument("--save-files", metavar="DIR", help="Write the files that the code made there, over none that exist.")
     @argument("--view", choices=VIEWS, help="What is shown. Default: auto (html in notebooks, text in terminals).")
     @argument("--no-trace", action="store_true", help="Write no trace file.")
     @cell_magic("rlm")  # type: ignore[arg-type]  # IPython types these two as taking nothing
@@ -173,6 +174,8 @@ class RLMMagics(Magics):
         except SettingsError as error:
             raise UsageError(str(error)) from None
         result = self._watch(run, options.view or self.view, options.out)
+        if options.save_files is not None:
+            self._save_files(result, options.save_files)
         if result.error is not None:
             raise result.error
 
@@ -299,6 +302,16 @@ class RLMMagics(Magics):
         if out is not None:
             self._shell.user_ns[out] = result
         return result
+
+    def _save_files(self, result: RLMResult, folder: str) -> None:
+        from rlm_jupyter.errors import SettingsError
+
+        try:
+            saved = result.save_files(folder)
+        except SettingsError as error:
+            raise UsageError(str(error)) from None
+        names = ", ".join(str(path) for path in saved[:10]) + (", ..." if len(saved) > 10 else "")
+        print(f"{len(saved)} files saved: {names}" if saved else "no files were written by the code, so none are saved")
 
     @no_var_expand
     @line_magic("rlm")  # type: ignore[arg-type]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlm_jupyter.events import Usage
@@ -21,7 +24,7 @@ class RLMResult:
     response
         The answer as text; "" where there is none.
     value
-        The answer with its type (JSON values and text); None where there is none.
+        The answer with its type; None where there is none.
     status
         `answered`; `unmarked` (prose instead of FINAL_VAR after two nudges); `limit`; `stopped`; `failed`.
     limit
@@ -34,6 +37,8 @@ class RLMResult:
         From the start to the end.
     trace
         Everything that happened, as a tree.
+    files
+        What the code wrote in its working folder, by relative path; names are made safe, sizes are capped.
     error
         What went wrong, or None.
     """
@@ -49,6 +54,13 @@ class RLMResult:
     seconds: float
     trace: Trace
     error: RLMError | None = None
+    files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+
+    def save_files(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write `files` below `folder`, never over a file that is there; give their paths."""
+        from rlm_jupyter.files import save
+
+        return save(self.files, folder)
 
     def __repr__(self) -> str:
         text = self.response if len(self.response) <= 200 else self.response[:200] + "..."

@@ -27,6 +27,7 @@ from rlm_jupyter.contexts import Context, Progress, prepare
 from rlm_jupyter.engine import CLOSE_WITHIN, Engine
 from rlm_jupyter.errors import KernelStartError, LimitReached, RLMError, RunStopped, SettingsError
 from rlm_jupyter.events import Event
+from rlm_jupyter.files import clean
 from rlm_jupyter.kernels.environment import Environment
 from rlm_jupyter.kernels.kernel import Kernel
 from rlm_jupyter.kernels.local import check_kernel
@@ -35,12 +36,14 @@ from rlm_jupyter.lm.handler import LMHandler
 from rlm_jupyter.loop import Answer, Node
 from rlm_jupyter.redaction import Redactor
 from rlm_jupyter.result import RLMResult
-from rlm_jupyter.settings import ENVIRONMENTS, RunSettings
+from rlm_jupyter.settings import ENVIRONMENTS, FILES_CAP, FILES_COUNT_CAP, RunSettings
 from rlm_jupyter.trace import FOLDER_CAP, Trace, TraceFile, purge, trace_folder
-from rlm_jupyter.values import as_text
+from rlm_jupyter.values import as_text, decode
 
 TICK = 0.25
 """Seconds after which a feed gives None, so that a clock can be drawn."""
+FILES_WITHIN = 30.0
+"""Seconds for fetching the files that the code wrote."""
 STOP_WITHIN = 5.0
 """Seconds after which nobody waits any longer for a run that was told to stop (promise P9)."""
 
@@ -118,6 +121,7 @@ class Run:
         self._stopping = False
         self._file: TraceFile | None = None
         self._budget: Budget | None = None
+        self._files: dict[str, bytes] = {}
         self.future: Future[RLMResult] = engine.start(self._main)
 
     @property
@@ -256,7 +260,13 @@ class Run:
             self._emit(events.KernelStarted(kernel=kernel.number, how=kernel.how, seconds=time.monotonic() - started))
             try:
                 node = Node(settings, kernel, handler, budget, self._emit)
-                return await self._work(node, kernel)
+                try:
+                    answer = await self._work(node, kernel)
+                except LimitReached:
+                    await self._take_files(kernel)
+                    raise
+                await self._take_files(kernel)
+                return answer
             finally:
                 with anyio.move_on_after(CLOSE_WITHIN, shield=True):
                     await kernel.close()
@@ -275,6 +285,21 @@ class Run:
             except ValueError as failure:
                 raise KernelStartError(f"the set-up code failed, so nothing was asked: {failure}") from None
         return await node.run(self._task.question, context.description)
+
+    async def _take_files(self, kernel: Kernel) -> None:
+        """Fetch what the code wrote in its folder, by a cell of ours; that it cannot be had ends nothing."""
+        code = f"__import__('sys').modules['_rlm_repl'].repl.give_files({FILES_CAP}, {FILES_COUNT_CAP})"
+        found: Any = None
+        try:
+            with anyio.move_on_after(FILES_WITHIN):
+                result = await kernel.execute(code, lambda output: None)
+                found = decode(await kernel.value(result.final)) if result.final is not None else None
+        except RLMError as error:
+            self._emit(events.Notice(text=f"the files that the code wrote could not be had: {error}"))
+            return
+        if found is None:
+            self._emit(events.Notice(text="the files that the code wrote could not be had"))
+        self._files = clean(found)
 
     def _tell_unknown_prices(self) -> None:
         settings = self.settings
@@ -333,6 +358,7 @@ class Run:
             seconds=trace.seconds,
             trace=trace,
             error=error,
+            files=self._files,
         )
 
 

@@ -31,6 +31,10 @@ VALUE_CAP = 1024 * MIB
 """One final value."""
 CONTEXT_CAP = 8 * 1024 * MIB
 """One context."""
+FILES_CAP = 256 * MIB
+"""All files that the code of one run wrote in its working folder."""
+FILES_COUNT_CAP = 1000
+"""How many of them."""
 PICTURE_CAP = 8 * MIB
 """One picture."""
 

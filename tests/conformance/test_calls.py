@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from rlm_jupyter.errors import KernelError
 from rlm_jupyter.kernels.messages import CallOutcome, CallRequest
+from rlm_jupyter.values import decode
 from tests.conformance.driving import Session, payload
 
 pytestmark = pytest.mark.anyio
@@ -193,15 +195,21 @@ async def test_a_final_tells_name_and_type(repl: Session) -> None:
     assert ran.result.final is not None
     assert (ran.result.final.name, ran.result.final.type_name) == ("", "datetime.date")
     value = await repl.kernel.value(ran.result.final)
-    assert (value.form, value.data) == ("text", b"datetime.date(2024, 2, 29)")
+    assert (value.form, decode(value)) == ("typed", datetime.date(2024, 2, 29))
 
 
-@pytest.mark.parametrize("code", ["(1, 2)", "{1: 'a'}", "[{1}]", "b'bytes'", "x", "type('S', (str,), {})('sub')"])
-async def test_what_json_would_change_crosses_as_text(repl: Session, code: str) -> None:
+@pytest.mark.parametrize("code", ["(1, 2)", "{1: 'a'}", "[{1}]", "b'bytes'"])
+async def test_what_json_would_change_crosses_with_its_type(repl: Session, code: str) -> None:
+    value = await repl.final(f"FINAL_VAR({code})")
+    assert repr(value) == code
+
+
+@pytest.mark.parametrize(
+    ("code", "text"), [("x", "[[...]]"), ("type('S', (str,), {})('sub')", "sub"), ("print", "<built-in function print>")]
+)
+async def test_what_cannot_cross_is_text(repl: Session, code: str, text: str) -> None:
     await repl.ok("x = []; x.append(x)")
-    ran = await repl.ok(f"FINAL_VAR({code})")
-    assert ran.result.final is not None
-    assert (await repl.kernel.value(ran.result.final)).form == "text"
+    assert await repl.final(f"FINAL_VAR({code})") == text
 
 
 async def test_a_name_that_does_not_exist_is_an_error_that_helps(repl: Session) -> None:

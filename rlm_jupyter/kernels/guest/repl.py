@@ -149,6 +149,7 @@ class Repl:
             "LMError": LMError,
         }
         self.contexts: dict[str, Any] = {}
+        self._folder = os.getcwd()
         self._transformer = _NameArguments()
         self._streams: list[Any] = []
         self._spare_fds: list[tuple[int, tuple[int, int]]] = []
@@ -336,6 +337,10 @@ class Repl:
         )  # fmt: skip
         if "refused" in answer:
             raise RuntimeError(answer["refused"])
+
+    def give_files(self, total: int, count: int) -> None:
+        """Hand over the files of the kernel's own folder; the host asks for it, in a cell of its own, at the end."""
+        self.FINAL_VAR(sys.modules[CROSSING].written(self._folder, total, count))
 
     def SHOW_VARS(self) -> None:
         """Print the names, types and sizes of what the REPL holds."""
