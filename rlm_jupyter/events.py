@@ -3,8 +3,8 @@
 Events are the seam between doing and showing: the loop, the LM handler and the kernels only ever emit them; the trace and
 the views only ever read them. Their shape is versioned (`VERSION`), since they are also what a trace file holds.
 
-An event never holds the context, a provider key or more than `TEXT_CAP` characters of any text: longer texts are cut in the
-middle by `clip`, and say by how much. All texts are untrusted: whoever shows one escapes it.
+An event never holds the context or a provider key, and, pictures aside, never more than `TEXT_CAP` characters of any text:
+longer texts are cut in the middle by `clip`, and say by how much. All texts are untrusted: whoever shows one escapes it.
 """
 
 from __future__ import annotations
@@ -141,6 +141,17 @@ class CellOutput(Event):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CellPicture(Event):
+    """A checked PNG or JPEG that a cell displays, base64 in `data`. Live only: a trace file tells it as text."""
+
+    cell: int
+    media_type: str
+    width: int
+    height: int
+    data: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CellEnded(Event):
     """A cell came to its end. `status`: ok, error, interrupted or died. `omitted`: bytes of output that were not kept."""
 
@@ -208,7 +219,7 @@ class RunEnded(Event):
     seconds: float
 
 
-LIVE_ONLY: tuple[type[Event], ...] = (ReplyPart, ReplyRestarted)
+LIVE_ONLY: tuple[type[Event], ...] = (ReplyPart, ReplyRestarted, CellPicture)
 
 Emit = Callable[[Event], None]
 """How the loop, the handler and the kernels tell an event: run, number and time are filled in by the run."""
@@ -216,8 +227,8 @@ Emit = Callable[[Event], None]
 _KINDS: dict[str, type[Event]] = {
     cls.__name__: cls
     for cls in (
-        RunStarted, KernelStarted, IterationStarted, ReplyPart, ReplyRestarted, ReplyEnded, CellStarted, CellOutput, CellEnded,
-        CallStarted, CallEnded, RequestRetried, Notice, RunEnded,
+        RunStarted, KernelStarted, IterationStarted, ReplyPart, ReplyRestarted, ReplyEnded, CellStarted, CellOutput, CellPicture,
+        CellEnded, CallStarted, CallEnded, RequestRetried, Notice, RunEnded,
     )
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ also when the code in the kernel swallows the error that says so.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from rlm_jupyter.kernels.messages import CallOutcome, CallRequest
 from rlm_jupyter.lm.client import Message
 from rlm_jupyter.lm.handler import LMHandler
 from rlm_jupyter.lm.prices import price_for
+from rlm_jupyter.pictures import Picture
 from rlm_jupyter.settings import RunSettings
 from rlm_jupyter.values import decode
 
@@ -140,6 +142,8 @@ class Node:
         def on_output(output: Output) -> None:
             outputs.append(output)
             self._emit(events.CellOutput(cell=cell, stream=output.stream, text=events.clip(output.text)))
+            if output.picture is not None:
+                self._emit(_shown(cell, output.picture))
 
         def ended(status: str, error: str, omitted: int = 0) -> None:
             seconds = time.monotonic() - started
@@ -203,3 +207,8 @@ class Node:
             dollars=(settings.max_cost or 0.0) - (budget.cost or 0.0) if priced else None,
             tokens=None if settings.max_tokens is None else settings.max_tokens - budget.usage.total_tokens,
         )
+
+
+def _shown(cell: int, picture: Picture) -> events.CellPicture:
+    data = base64.b64encode(picture.data).decode("ascii")
+    return events.CellPicture(cell=cell, media_type=picture.media_type, width=picture.width, height=picture.height, data=data)

@@ -20,6 +20,8 @@ import platformdirs
 from rlm_jupyter import events
 from rlm_jupyter.events import CellOutput, Event, Usage
 
+PICTURES_KEPT = 20
+"""The last pictures of a run that a trace keeps."""
 FILE_CAP = 64 * 1024 * 1024
 FOLDER_CAP = 1024 * 1024 * 1024
 
@@ -105,6 +107,7 @@ class Trace:
     error: str = ""
     max_iterations: int = 0
     iterations: list[Iteration] = dataclasses.field(default_factory=list)
+    pictures: tuple[events.CellPicture, ...] = ()
     notices: list[str] = dataclasses.field(default_factory=list)
     retries: int = 0
     requests: int = 0
@@ -154,6 +157,8 @@ class Trace:
                 self._iteration(event).cells.append(cell)
             case events.CellOutput():
                 self._output(self._cells[event.cell], event)
+            case events.CellPicture():
+                self.pictures = (*self.pictures, event)[-PICTURES_KEPT:]
             case events.CellEnded():
                 cell = self._cells[event.cell]
                 cell.status, cell.error, cell.omitted, cell.seconds = (
@@ -212,7 +217,7 @@ class Trace:
 
     def to_dict(self) -> dict[str, Any]:
         """Give the tree as plain JSON values."""
-        fields = {field.name for field in dataclasses.fields(self)} - {"events", "_cells", "_calls"}
+        fields = {field.name for field in dataclasses.fields(self)} - {"events", "pictures", "_cells", "_calls"}
         data: dict[str, Any] = {"version": events.VERSION}
         for name in sorted(fields - {"iterations", "usage"}):
             data[name] = getattr(self, name)

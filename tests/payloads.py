@@ -73,6 +73,7 @@ def run_of(text: str) -> list[Event]:
         events.CellStarted(iteration=1, cell=2, code=text),
         *(events.CellOutput(cell=2, stream=stream, text=text) for stream in STREAMS),
         events.CellOutput(cell=2, stream=text, text=text),
+        events.CellPicture(cell=2, media_type=text, width=1, height=2, data=text),
         events.CallStarted(call=text + "1", batch="", cell=2, model=text, prompt=text),
         *(events.CallStarted(call=f"{text}{n}", batch=text + "b", cell=2, model=f"{text}{n}", prompt=text) for n in (2, 3, 4)),
         events.CallEnded(call=text + "1", cell=2, reply=text, error="", usage=usage, cost=None, attempts=1, seconds=1.0),

@@ -31,6 +31,7 @@ from rlm_jupyter.kernels.calls import Calls
 from rlm_jupyter.kernels.guest import wire
 from rlm_jupyter.kernels.messages import Answer
 from rlm_jupyter.kernels.text import TextDecoder, plain
+from rlm_jupyter.pictures import NoPicture, Picture, check
 from rlm_jupyter.settings import OUTPUT_CAP, VALUE_CAP
 from rlm_jupyter.values import Value
 
@@ -58,10 +59,11 @@ OnOutput = Callable[["Output"], None]
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A piece of what a cell puts out. `stream`: stdout, stderr, result, display or error. Plain text."""
+    """A piece of what a cell puts out. `stream`: stdout, stderr, result, display or error. Plain text, also of a picture."""
 
     stream: str
     text: str
+    picture: Picture | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ class _Cell:
         self.started = time.monotonic()
         self.decoders: dict[str, TextDecoder] = {}
         self.received = 0
+        self.pictures = 0
 
 
 class Kernel:
@@ -243,6 +246,8 @@ class Kernel:
         """Take a message of the supervisor that is about this kernel."""
         if isinstance(message, wire.Output):
             self._output(message)
+        elif isinstance(message, wire.Picture):
+            self._picture(message)
         elif isinstance(message, wire.Call):
             self._calls.take(message, self._cell.number if self._cell is not None else 0)
         elif isinstance(message, wire.Dropped):
@@ -341,6 +346,21 @@ class Kernel:
         )
         if text:
             cell.on_output(Output(message.stream, text))
+
+    def _picture(self, message: wire.Picture) -> None:
+        cell = self._cell
+        if cell is None or message.cell != cell.number:
+            return
+        cell.pictures += 1
+        if cell.pictures > wire.PICTURES_OF_A_CELL:
+            raise ProtocolError("the supervisor sent more pictures of a cell than it may")
+        self._flush(cell)
+        try:
+            picture = check(message.data)
+        except NoPicture as reason:
+            cell.on_output(Output("display", f"[a picture is not shown: {reason}]\n"))
+        else:
+            cell.on_output(Output("display", f"[a picture of {picture.width}x{picture.height}]\n", picture))
 
     def _flush(self, cell: _Cell) -> None:
         """Hand on what decoders still hold."""

@@ -30,7 +30,7 @@ from rlm_jupyter.kernels.environment import START_SECONDS, Environment
 from rlm_jupyter.kernels.guest import frames, processes
 from rlm_jupyter.kernels.guest.crossing import PACKAGES
 from rlm_jupyter.kernels.transports import Listener
-from rlm_jupyter.settings import BATCH_CAP, ENVIRONMENTS, PROMPT_CAP, VALUE_CAP, did_you_mean
+from rlm_jupyter.settings import BATCH_CAP, ENVIRONMENTS, PICTURE_CAP, PROMPT_CAP, VALUE_CAP, did_you_mean
 
 if TYPE_CHECKING:
     from rlm_jupyter.contexts import Payload
@@ -125,7 +125,13 @@ class LocalPlace:
 
     def launch(self, settings: dict[str, Any]) -> None:
         """Start the supervisor and hand it its settings."""
-        caps = {"prompt": PROMPT_CAP, "batch": BATCH_CAP, "value": VALUE_CAP, "message": frames.MESSAGE_CAP - frames.HEADER_CAP}
+        caps = {
+            "prompt": PROMPT_CAP,
+            "batch": BATCH_CAP,
+            "value": VALUE_CAP,
+            "picture": PICTURE_CAP,
+            "message": frames.MESSAGE_CAP - frames.HEADER_CAP,
+        }
         packages = [name for name in PACKAGES if importlib.util.find_spec(name) is not None]
         settings |= {
             "packages": packages,

@@ -8,11 +8,11 @@ script, a widget or trust.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 from uuid import uuid4
 
-from rlm_jupyter.events import Event, IterationStarted, RunEnded
+from rlm_jupyter.events import CellPicture, Event, IterationStarted, RunEnded
 from rlm_jupyter.trace import Trace
 from rlm_jupyter.widgets import page, text, words
 from rlm_jupyter.widgets.page import CAP, MUTED, SMALL, dotted, render, say
@@ -21,6 +21,8 @@ __all__ = ["HtmlView", "bundle", "render"]
 
 INTERVAL = 0.25
 """Seconds between two sendings of the status line."""
+PICTURES_CAP = 12_000_000
+"""Characters of base64 of all pictures in the saved notebook: each is an output of its own, since front ends strip `data:`."""
 STATUS_CAP = 2000
 """Bytes of the status line, its plain text included."""
 
@@ -96,6 +98,14 @@ class HtmlView:
             "page", {"text/html": page.body(self._trace, CAP - len(head.encode())), "text/plain": text.render(self._trace)}
         )
 
+        for number, picture in enumerate(_fitting(self._trace.pictures)):
+            plain = f"picture of {picture.width}x{picture.height} made by cell {picture.cell}"
+            self._publish(
+                {picture.media_type: picture.data, "text/plain": plain},
+                display_id=f"{self._name}-picture-{number}",
+                update=False,
+            )
+
     def _send(self, part: str, content: dict[str, str]) -> bool:
         if self._last.get(part) == content["text/html"]:
             return False
@@ -123,6 +133,17 @@ class HtmlView:
     def _live_page(self) -> dict[str, str]:
         done = words.count(sum(turn.state == "ended" for turn in words.turns(self._trace)), "iteration")
         return {"text/html": page.body(self._trace, page.LIVE_CAP, live=True), "text/plain": f"{done} so far"}
+
+
+def _fitting(pictures: Sequence[CellPicture]) -> list[CellPicture]:
+    """Give the last pictures that fit into `PICTURES_CAP`, of the two kinds that are shown."""
+    kept: list[CellPicture] = []
+    left = PICTURES_CAP
+    for picture in reversed(pictures):
+        left -= len(picture.data)
+        if left >= 0 and picture.media_type in ("image/png", "image/jpeg"):
+            kept.insert(0, picture)
+    return kept
 
 
 def _bar(trace: Trace) -> str:

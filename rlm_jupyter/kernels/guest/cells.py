@@ -48,6 +48,7 @@ class Work:
     probe: str = ""
     timers: list[Any] = dataclasses.field(default_factory=list)
     flush: Any = None
+    pictures: int = 0
 
 
 class Process(Protocol):
@@ -227,6 +228,9 @@ class Cells:
         if kind == "show":
             self._show(header, body)
             connection.answer({})
+        elif kind == "picture":
+            self._picture(body)
+            connection.answer({})
         elif kind not in ("call", "final"):
             connection.close()
         elif work is None or not work.cell or not work.running:
@@ -253,6 +257,16 @@ class Cells:
         if body[head:]:
             work.keeper.add(stream, body[head:])
         self._flush_soon(work)
+
+    def _picture(self, body: bytes) -> None:
+        work = self._work
+        if work is None or not work.cell or len(body) > wire.PICTURE_CAP:
+            return
+        work.pictures += 1
+        if work.pictures <= wire.PICTURES_OF_A_CELL:
+            self._kernel.pipes.drain(self._put)
+            self._send_output(work, work.keeper.take(), 0, [])
+            self._kernel.send(wire.Picture(self._kernel.number, work.cell, body))
 
     def _call(self, work: Work, connection: AskConnection, header: Header, body: bytes) -> None:
         header = {**header, "kernel": self._kernel.number, "cell": work.cell}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import base64
 import contextlib
 import difflib
 import hashlib
@@ -228,6 +229,7 @@ class Repl:
     def show(self, kind: str, content: dict[str, Any]) -> None:
         """Hand on what a cell displays, as text, and wait until all output before it has been read."""
         if kind in ("execute_result", "display_data"):
+            self._show_picture(content.get("data", {}))
             text = content.get("data", {}).get("text/plain")
         elif kind == "error":
             text = "\n".join(map(str, content.get("traceback", ())))
@@ -243,10 +245,22 @@ class Repl:
         if len(data) > 2 * half:
             head, skipped = half, len(data) - 2 * half
             data = data[:half] + data[-half:]
+        self._flush()
+        self.channel.ask({"kind": "show", "stream": stream, "head": head, "skipped": skipped}, data)
+
+    def _show_picture(self, data: dict[str, Any]) -> None:
+        """Hand on the PNG or JPEG of what a cell displays; nothing else of its kind leaves the kernel."""
+        coded = data.get("image/png") or data.get("image/jpeg")
+        with contextlib.suppress(ValueError, TypeError):
+            picture = base64.b64decode(coded) if isinstance(coded, str) else bytes(coded or b"")
+            if 0 < len(picture) <= self.caps["picture"]:
+                self._flush()
+                self.channel.ask({"kind": "picture"}, picture)
+
+    def _flush(self) -> None:
         for each in (sys.stdout, sys.stderr):
             if each is not None and not getattr(each, "closed", False):
                 each.flush()
-        self.channel.ask({"kind": "show", "stream": stream, "head": head, "skipped": skipped}, data)
 
     def llm_query(self, prompt: str, model: str | None = None) -> str:
         """Ask a sub-LM one thing and give its reply.

@@ -5,7 +5,7 @@ Each is a frozen dataclass whose fields are exactly the keys of the header; `dat
 The supervisor's messages are numbered (`n` in the header), and every message that is about a kernel names it.
 
 Host to supervisor, all safe to repeat: Start Context Execute Interrupt Reply GetValue Close Shutdown.
-Supervisor to host: Ready Started StartFailed Loaded Output Call Dropped Done ValuePart Died Closed Heartbeat.
+Supervisor to host: Ready Started StartFailed Loaded Output Picture Call Dropped Done ValuePart Died Closed Heartbeat.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from .frames import Header
 
 PROTOCOL = 1
 VALUE_PIECE = 1024 * 1024
+PICTURE_CAP = 8 * 1024 * 1024
+PICTURES_OF_A_CELL = 20
 TEXT_CAP = 64 * 1024
 STREAMS = ("stdout", "stderr", "result", "display", "error")
 FORMS = ("text", "json", "typed")
@@ -181,6 +183,16 @@ class Output(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Picture(Message):
+    """A PNG or JPEG that a cell displays, after the output that came before it; the host checks what it is."""
+
+    kind = "picture"
+    kernel: int
+    cell: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Call(Message):
     """Code asks the sub-LM. `data` holds the prompts one after another (UTF-8, lone surrogates passed)."""
 
@@ -258,7 +270,7 @@ Known = Mapping[str, type[Message]]
 
 _TO_SUPERVISOR = (Start, Context, Execute, Interrupt, Reply, GetValue, Close, Shutdown)
 _TO_HOST = (
-    Ready, Started, StartFailed, Loaded, Output, Call, Dropped, Done, ValuePart, Died, Closed, Heartbeat,
+    Ready, Started, StartFailed, Loaded, Output, Picture, Call, Dropped, Done, ValuePart, Died, Closed, Heartbeat,
 )  # fmt: skip
 
 TO_SUPERVISOR: Known = {cls.kind: cls for cls in _TO_SUPERVISOR}
@@ -320,6 +332,8 @@ def _check_meaning(message: Message) -> None:
         raise WireError("output on an unknown stream")
     if isinstance(message, Done) and message.status not in STATUSES:
         raise WireError("an unknown status")
+    if isinstance(message, Picture) and len(message.data) > PICTURE_CAP:
+        raise WireError("a picture above its cap")
     if isinstance(message, ValuePart) and len(message.data) > VALUE_PIECE:
         raise WireError("a piece of a value above its cap")
 
