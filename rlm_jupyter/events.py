@@ -227,8 +227,8 @@ Emit = Callable[[Event], None]
 _KINDS: dict[str, type[Event]] = {
     cls.__name__: cls
     for cls in (
-        RunStarted, KernelStarted, IterationStarted, ReplyPart, ReplyRestarted, ReplyEnded, CellStarted, CellOutput, CellPicture,
-        CellEnded, CallStarted, CallEnded, RequestRetried, Notice, RunEnded,
+        RunStarted, KernelStarted, IterationStarted, ReplyPart, ReplyRestarted, ReplyEnded, CellStarted, CellOutput,
+        CellPicture, CellEnded, CallStarted, CallEnded, RequestRetried, Notice, RunEnded,
     )
 }  # fmt: skip
 

@@ -24,7 +24,8 @@ SAMPLES: list[wire.Message] = [
     wire.Start(1), wire.Context(1, 2, "context", "context-1", "text", 3, "0" * 64), wire.Execute(1, 2, b"print('\xc3\xa9')"),
     wire.Interrupt(1), wire.Reply(1, CALL, (2, 0), (1,), b"ab"), wire.GetValue(1, 2, 2**40), wire.Close(1), wire.Shutdown(),
     wire.Ready(1, 7), wire.Started(1, 7, "spare", "3.11.7"), wire.StartFailed(1, "no"), wire.Loaded(1, 2, ""),
-    wire.Output(1, 2, "stdout", 5, b"\xff"), wire.Picture(1, 2, b"png"), wire.Call(1, 2, CALL, True, None, (1, 2), b"abc"), wire.Dropped(1, CALL),
+    wire.Output(1, 2, "stdout", 5, b"\xff"),
+    wire.Picture(1, 2, b"png"), wire.Call(1, 2, CALL, True, None, (1, 2), b"abc"), wire.Dropped(1, CALL),
     wire.Done(1, 2, "ok", "", 0, FINAL, ("a note",)), wire.Done(1, 2, "error", "E: x\ud800", 3, None, ()),
     wire.ValuePart(1, 2, 0, b"x"), wire.Died(1, 0, 9, ()), wire.Closed(1), wire.Heartbeat(),
 ]  # fmt: skip
