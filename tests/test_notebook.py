@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -16,6 +18,7 @@ import nbformat
 import pexpect
 import pytest
 
+from rlm_jupyter.pictures import check
 from rlm_jupyter.settings import ENVIRONMENTS
 from rlm_jupyter.testing import Reply, Request, ScriptedServer
 from tests.models import answer, code
@@ -261,6 +264,29 @@ llm_query_batched([f'p{n}' * 2000 for n in range(500)])"""
     for bad in ("<script", "<img", "<b onclick", "\x1b", "href"):
         assert not any(bad in page for page in pages)
     assert any("&lt;img src=x onerror=alert(1)&gt;" in page for page in pages)
+
+
+def test_a_plot_of_the_code_is_in_the_saved_notebook_as_png(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLM_JUPYTER_TRACES", str(tmp_path / "traces"))
+    plot = "import matplotlib.pyplot as plt\nplt.plot([1, 3, 2]); plt.show()"
+    forged = "from IPython.display import SVG, HTML\ndisplay(SVG('<svg onload=alert(1)></svg>'), HTML('<img src=x>'))"
+    with ScriptedServer(models={"root": [code(plot), code(forged), answer("1")]}) as server:
+        cells = [
+            nbformat.v4.new_code_cell("%load_ext rlm_jupyter\ndocs = ['alpha']"),
+            nbformat.v4.new_code_cell(cell(server)),
+        ]
+        book = nbformat.v4.new_notebook(cells=cells)
+        nbclient.NotebookClient(
+            book, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+        ).execute()
+        told = server.requests[1].body["messages"][-1]["content"]
+    outputs = book.cells[1].outputs
+    (picture,) = [output["data"] for output in outputs if "image/png" in output.get("data", {})]
+    assert check(base64.b64decode(picture["image/png"])).width > 300
+    assert re.search(r"\[a picture of \d+x\d+\]", told)
+    assert not any("<svg" in output["data"].get("text/html", "") for output in outputs if "data" in output)
+    assert not any("image/svg+xml" in output.get("data", {}) for output in outputs)
+    nbformat.validate(book)
 
 
 def test_the_magic_in_a_terminal(tmp_path: Path) -> None:
