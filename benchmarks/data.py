@@ -19,6 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -134,9 +135,7 @@ async def measure(connection: Connection, rounds: int, large: bool) -> None:
             await ours_in(kernel, value)
             host = max(size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before + size)
             peak = (host + int(await out(kernel, PEAK)) - empty) / size
-            mine, theirs = await in_turns(
-                rounds, lambda k=kernel, v=value: ours_in(k, v), lambda v=value: floor_of(connection, v)
-            )  # type: ignore[misc]
+            mine, theirs = await in_turns(rounds, partial(ours_in, kernel, value), partial(floor_of, connection, value))
             print(
                 f"{title:<20} ours {mine * 1000:8.0f} ms   floor {theirs * 1000:8.0f} ms   "
                 f"ratio {mine / theirs:5.2f} (aim {aim})   peak of host and kernel {peak:.2f} x the data (aim 3.5)"
