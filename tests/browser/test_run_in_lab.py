@@ -71,3 +71,28 @@ def test_the_notebooks_stop_button_stops_a_run(lab: Lab, browser: Browser) -> No
         page.get_by_text("RunStopped").first.wait_for()
         text = json.dumps(save(page, path))
     assert "before" in text
+
+
+def test_a_plot_is_seen_live_and_in_the_saved_notebook_also_untrusted(lab: Lab, browser: Browser) -> None:
+    plot = "import matplotlib.pyplot as plt\nplt.figure(figsize=(3, 2), dpi=100); plt.plot([1, 3, 2]); plt.show()"
+    svg = "from IPython.display import SVG\ndisplay(SVG('<svg onload=alert(1) id=forged></svg>'))"
+    with ScriptedServer(models={"root": [code(plot), code(svg), answer("1")]}) as server:
+        page, path = start(lab, browser, "magic-plot.ipynb", server)
+        seen(page)
+        save(page, path)
+    book = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    for trusted in (True, False):
+        name = f"magic-plot-{trusted}.ipynb"
+        lab.save(name, book.cells, trusted=trusted)
+        reopened = browser.open(lab.url(name, Path(name).stem))
+        reopened.get_by_text("Answered").first.wait_for()
+        seen(reopened)
+
+
+def seen(page: Page) -> None:
+    """Wait for the one picture of a run, and check that it is drawn, and that no other came."""
+    picture = page.locator(".jp-OutputArea-output img")
+    picture.wait_for()
+    assert picture.count() == 1
+    assert picture.evaluate("image => image.decode().then(() => [image.naturalWidth > 150, image.clientWidth > 100])") == [True, True]
+    assert page.locator("#forged").count() == 0
