@@ -11,7 +11,7 @@ import base64
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import anyio
 
@@ -27,6 +27,8 @@ from rlm_jupyter.pictures import Picture
 from rlm_jupyter.settings import RunSettings
 from rlm_jupyter.values import decode
 
+PICTURES_FOR_LM, PICTURE_FOR_LM = 4, 4 * 1024 * 1024
+"""Pictures of one turn that an LM is sent at most, where it is sent any, and bytes of one."""
 GRACE = 5.0
 """Seconds that a cell may still run after a cap is used up: time to finish with what it has, not to go on for ever."""
 
@@ -95,7 +97,7 @@ class Node:
                 final, skipped = await self._run_blocks(iteration, reply.blocks)
                 if final is not None:
                     return await self._answer(final)
-                self._tell(prompts.outputs_message(self._ran, skipped, left, cut=self._cut(reply)))
+                self._tell(prompts.outputs_message(self._ran, skipped, left, cut=self._cut(reply)), self._pictures())
             elif reply.cut:
                 self._tell(f"{self._cut(reply)}\n\n{prompts.turn_line(left)}")
             elif reply.final_name is not None:
@@ -190,8 +192,20 @@ class Node:
         value = await self._kernel.value(final)
         return Answer("answered", decode(value), value.type_name)
 
-    def _tell(self, text: str) -> None:
-        self._messages.append({"role": "user", "content": text})
+    def _pictures(self) -> list[Picture]:
+        """Give the last pictures of this turn, if the LM is to see them."""
+        if not self._settings.show_pictures:
+            return []
+        shown = [output.picture for ran in self._ran for output in ran.outputs if output.picture is not None]
+        return [picture for picture in shown if len(picture.data) <= PICTURE_FOR_LM][-PICTURES_FOR_LM:]
+
+    def _tell(self, text: str, pictures: Sequence[Picture] = ()) -> None:
+        message: dict[str, Any] = {"role": "user", "content": text}
+        if pictures:
+            urls = [f"data:{each.media_type};base64,{base64.b64encode(each.data).decode('ascii')}" for each in pictures]
+            parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+            message["content"] = [{"type": "text", "text": text}, *parts]
+        self._messages.append(cast(Message, message))
 
     def _cut(self, reply: replies.Reply) -> str:
         return prompts.CUT.format(limit=self._settings.max_output_tokens) if reply.cut else ""

@@ -153,6 +153,7 @@ class RLMMagics(Magics):
     @argument("--max-output-tokens", type=_whole, metavar="N", help="Tokens of one reply. Default: 8192.")
     @argument("--kernel", metavar="NAME", help="An installed kernelspec to run the code in. Default: this notebook's Python.")
     @argument("--setup-code", metavar="CODE", help="Code to run first, or the name of a str variable that holds it.")
+    @argument("--show-pictures-to-model", action="store_true", help="Send the root LM the pictures that the code makes.")
     @argument("--save-files", metavar="DIR", help="Write the files that the code made there, over none that exist.")
     @argument("--view", choices=VIEWS, help="What is shown. Default: auto (html in notebooks, text in terminals).")
     @argument("--no-trace", action="store_true", help="Write no trace file.")
@@ -217,6 +218,7 @@ class RLMMagics(Magics):
             setup_code=self._setup_code(options.setup_code),
             cost_is_explicit=options.max_cost not in (None, NO_CAP),
             keep_trace=not options.no_trace,
+            show_pictures=options.show_pictures_to_model,
             **{name: chosen(name) for name in caps},
         )
 

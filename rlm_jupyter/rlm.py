@@ -45,6 +45,8 @@ class RLM:
         The model whose price holds for names of your own: deployments of Azure, models behind `base_url`.
     keep_trace
         Whether a trace file is written.
+    show_pictures_to_model
+        Whether the root LM is sent the pictures that the code makes; else it is told their sizes.
 
     Raises
     ------
@@ -78,6 +80,7 @@ class RLM:
         max_concurrency: int = 32,
         max_retries: int = 4,
         keep_trace: bool = True,
+        show_pictures_to_model: bool = False,
         engine: Engine | None = None,
     ) -> None:
         model = _Backend.read(backend, backend_kwargs or {})
@@ -105,6 +108,7 @@ class RLM:
             price_as=price_as,
             sampling=model.sampling,
             keep_trace=keep_trace,
+            show_pictures=show_pictures_to_model,
         )
         check(self.settings, api_key=self._api_key)
         self._engine = engine or Engine()

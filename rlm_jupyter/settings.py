@@ -78,6 +78,8 @@ class RunSettings:
         Model to (dollars per million input tokens, dollars per million output tokens), over the built-in table.
     price_as
         The model whose price holds for models with names of the user's own: deployments of Azure, those behind `base_url`.
+    show_pictures
+        Whether pictures that the code makes are sent to the root LM, which must take pictures.
     sampling
         Further arguments of a chat completion (`temperature`, `reasoning_effort`, ...), sent as they are.
     """
@@ -104,6 +106,7 @@ class RunSettings:
     price_as: str | None = None
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     keep_trace: bool = True
+    show_pictures: bool = False
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -120,6 +123,8 @@ class RunSettings:
                 _check_positive(name, getattr(self, name), whole=name == "max_tokens")
         if isinstance(self.max_retries, bool) or not isinstance(self.max_retries, int) or self.max_retries < 0:
             raise SettingsError(f"max_retries must be a whole number, 0 or more, not {self.max_retries!r}")
+        if self.show_pictures and self.model == "demo":
+            raise SettingsError("--show-pictures-to-model: demo sees no pictures; choose a model that does, or leave it out")
         if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
             raise SettingsError(f"--base-url must begin with http:// or https://, not {self.base_url!r}")
 

@@ -64,6 +64,7 @@ BAD = [
     ("%%rlm --model demo --context docs --context lines\nWho?", "context['lines'] is a generator"),
     ("%%rlm --model demo --context opened\nWho?", "opened is an open file"),
     ("%%rlm --model demo --context held\nWho?", "held['a'].db, a Connection, cannot be sent"),
+    ("%%rlm --model demo --context docs --show-pictures-to-model\nWho?", "demo sees no pictures"),
     ("%%rlm --model demo --context docs --view picture\nWho?", "--view"),
     ("%%rlm --model demo --context docs --base-url localhost:80\nWho?", "--base-url must begin with http"),
     ("%%rlm --model m --base-url http://localhost:1/v1 --api-key-env NO_SUCH_KEY --context docs\nWho?", "NO_SUCH_KEY"),

@@ -289,6 +289,24 @@ def test_a_plot_of_the_code_is_in_the_saved_notebook_as_png(tmp_path: Path, monk
     nbformat.validate(book)
 
 
+@pytest.mark.parametrize("option", ["", "--show-pictures-to-model"])
+def test_a_model_sees_pictures_only_when_it_is_asked_for(book: Notebook, option: str) -> None:
+    plot = "import matplotlib.pyplot as plt\nplt.plot([1, 3, 2]); plt.show()"
+    with ScriptedServer(models={"root": [code(plot), code("print(1)"), answer("1")]}) as server:
+        ran = book.run(cell(server, option))
+        first, second = (request.body["messages"][3]["content"] for request in server.requests[1:])
+    assert ran.status == "ok", ran.traceback
+    assert first == second
+    if not option:
+        assert re.search(r"\[a picture of \d+x\d+\]", first)
+        return
+    text, picture = first
+    assert (text["type"], picture["type"]) == ("text", "image_url")
+    head, _, data = picture["image_url"]["url"].partition(",")
+    assert head == "data:image/png;base64"
+    assert check(base64.b64decode(data)).width > 300
+
+
 def test_the_magic_in_a_terminal(tmp_path: Path) -> None:
     environment = {**os.environ, "RLM_JUPYTER_TRACES": str(tmp_path / "traces"), "IPYTHONDIR": str(tmp_path), "TERM": "xterm"}
     arguments = ["-m", "IPython", "--simple-prompt", "--no-banner", "--colors=NoColor"]

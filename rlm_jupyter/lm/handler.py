@@ -37,6 +37,8 @@ PART_SECONDS = 0.05
 """Text of a stream is told at most this often."""
 MESSAGE_BYTES, REQUEST_BYTES = 16, 64
 """What a server adds to the text of a message and of a request, generously, in bytes."""
+PICTURE_BYTES = 6_000
+"""What a picture is taken for: providers charge some hundreds to a few thousand tokens for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,7 @@ class LMHandler:
         """
         self._lm(self._settings.model)  # a SettingsError before anything is reserved
         parts = _Parts(self._emit, self._node, iteration, on_text)
-        size = REQUEST_BYTES + sum(byte_length(message["content"]) + MESSAGE_BYTES for message in messages)
+        size = REQUEST_BYTES + sum(content_length(message["content"]) + MESSAGE_BYTES for message in messages)
         tally = _Tally()
         text, reason = "", "failed"
         try:
@@ -388,6 +390,13 @@ class _Parts:
 def byte_length(text: str) -> int:
     """Give the size of `text` in UTF-8, lone surrogates included."""
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
+def content_length(content: object) -> int:
+    """Give the bytes of a message's content as the budget counts them: of its text, and `PICTURE_BYTES` for each picture."""
+    if isinstance(content, list):
+        return sum(byte_length(part["text"]) if part["type"] == "text" else PICTURE_BYTES for part in content)
+    return byte_length(str(content))
 
 
 def _refused(error: str, count: int) -> list[CallOutcome]:

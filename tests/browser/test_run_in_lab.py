@@ -80,7 +80,7 @@ def test_a_plot_is_seen_live_and_in_the_saved_notebook_also_untrusted(lab: Lab, 
         page, path = start(lab, browser, "magic-plot.ipynb", server)
         seen(page)
         save(page, path)
-    book = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    book = nbformat.read(path, as_version=4)
     for trusted in (True, False):
         name = f"magic-plot-{trusted}.ipynb"
         lab.save(name, book.cells, trusted=trusted)
@@ -94,5 +94,8 @@ def seen(page: Page) -> None:
     picture = page.locator(".jp-OutputArea-output img")
     picture.wait_for()
     assert picture.count() == 1
-    assert picture.evaluate("image => image.decode().then(() => [image.naturalWidth > 150, image.clientWidth > 100])") == [True, True]
+    assert picture.evaluate("image => image.decode().then(() => [image.naturalWidth > 150, image.clientWidth > 100])") == [
+        True,
+        True,
+    ]
     assert page.locator("#forged").count() == 0
