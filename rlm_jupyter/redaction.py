@@ -148,7 +148,7 @@ class Redactor:
 def _texts_of(kind: type[Event]) -> tuple[str, ...]:
     """Name the fields of a kind of event that hold text."""
     names = (field.name for field in dataclasses.fields(kind) if field.type in ("str", "dict[str, Any]"))
-    return tuple(name for name in names if name not in ("run", "node", "kind", "call", "batch", "stream", "status"))
+    return tuple(name for name in names if name not in ("run", "node", "kind", "call", "batch", "stream", "status", "data"))
 
 
 def _continues(held: CellOutput | ReplyPart, event: CellOutput | ReplyPart) -> bool:

@@ -21,13 +21,12 @@ from typing import Any
 
 import anyio
 
-from rlm_jupyter import events
+from rlm_jupyter import events, files
 from rlm_jupyter.budget import Budget
 from rlm_jupyter.contexts import Context, Progress, prepare
 from rlm_jupyter.engine import CLOSE_WITHIN, Engine
 from rlm_jupyter.errors import KernelStartError, LimitReached, RLMError, RunStopped, SettingsError
 from rlm_jupyter.events import Event
-from rlm_jupyter.files import clean
 from rlm_jupyter.kernels.environment import Environment
 from rlm_jupyter.kernels.kernel import Kernel
 from rlm_jupyter.kernels.local import check_kernel
@@ -299,7 +298,7 @@ class Run:
             return
         if found is None:
             self._emit(events.Notice(text="the files that the code wrote could not be had"))
-        self._files = clean(found)
+        self._files = files.clean(found)
 
     def _tell_unknown_prices(self) -> None:
         settings = self.settings

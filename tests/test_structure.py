@@ -51,7 +51,8 @@ MAY_IMPORT = {
         "values",
     },
     "engine": {"kernels"},
-    "run": GROUND | {"budget", "contexts", "engine", "files", "kernels", "lm", "loop", "redaction", "result", "trace", "values"},
+    "run": GROUND
+    | {"budget", "contexts", "engine", "files", "kernels", "lm", "loop", "redaction", "result", "trace", "values"},
     "rlm": GROUND | {"engine", "lm.table", "result", "run"},
     "widgets": {"events", "trace"},
     "completion": {"lm.prices", "lm.table", "settings"},
