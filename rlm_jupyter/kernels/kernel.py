@@ -212,19 +212,22 @@ class Kernel:
         info = self._finals.get(final.number)
         if info is None:
             raise KernelError("this answer is no longer kept by the kernel")
-        data = bytearray()
+        pieces: list[bytes] = []
+        digest = hashlib.sha256()
         offsets = deque(range(0, info.size, wire.VALUE_PIECE))
         under_way: deque[asyncio.Future[bytes]] = deque()
         try:
             while offsets or under_way:
                 while offsets and len(under_way) < PARTS_AHEAD:
                     under_way.append(self._ask_part(info.number, offsets.popleft()))
-                data += await asyncio.wait_for(under_way.popleft(), PART_SECONDS)
+                pieces.append(await asyncio.wait_for(under_way.popleft(), PART_SECONDS))
+                digest.update(pieces[-1])
         except TimeoutError:
             raise self._break(KernelDied("The kernel's supervisor stopped answering; the variables are lost.")) from None
-        if len(data) != info.size or hashlib.sha256(data).hexdigest() != info.digest:
+        data = b"".join(pieces)
+        if len(data) != info.size or digest.hexdigest() != info.digest:
             raise KernelError("the answer arrived with another size or digest than it was sent with")
-        return Value(info.form, info.type_name, bytes(data))
+        return Value(info.form, info.type_name, data)
 
     async def close(self) -> None:
         """End the kernel and all that it started. Safe to repeat."""
