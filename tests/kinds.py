@@ -135,6 +135,7 @@ OUT: Mapping[str, Callable[[], Any]] = {
     "surrogates that would join": lambda: ["\ud83d\ude00", {"\udfff": 1}],
     "int of 10,000 digits": lambda: [10**10_000, -(10**10_000)],
     "dict with odd keys": lambda: {(1, 2): {3, 4}, None: b"x", 1.5: DAY, True: [()]},
+    "dict of numbers": lambda: {1: "a", "1": "b"},
     "time": lambda: datetime.time(1, 2, 3, 4, fold=1),
     "datetime, zoned": lambda: datetime.datetime(2026, 3, 1, tzinfo=zoneinfo.ZoneInfo("Europe/Berlin")),
     "range": lambda: range(0, 10**30, 7),
