@@ -58,7 +58,10 @@ class Event:
     node: str = "0"
 
     def to_dict(self) -> dict[str, Any]:
-        return {"kind": type(self).__name__, "version": VERSION, **dataclasses.asdict(self)}
+        fields = {name: getattr(self, name) for name in _NAMES[type(self)]}  # dataclasses.asdict would copy every value
+        if isinstance(usage := fields.get("usage"), Usage):
+            fields["usage"] = {name: getattr(usage, name) for name in _NAMES[Usage]}
+        return {"kind": type(self).__name__, "version": VERSION, **fields}
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), separators=(",", ":"))
@@ -231,6 +234,11 @@ _KINDS: dict[str, type[Event]] = {
         CellPicture, CellEnded, CallStarted, CallEnded, RequestRetried, Notice, RunEnded,
     )
 }  # fmt: skip
+
+
+_NAMES: dict[type, tuple[str, ...]] = {
+    cls: tuple(field.name for field in dataclasses.fields(cls)) for cls in (*_KINDS.values(), Usage)
+}
 
 
 def from_dict(data: Any) -> Event:

@@ -15,20 +15,24 @@ from typing import Any, cast
 
 import anyio
 
-from rlm_jupyter import events, prompts, replies
+from rlm_jupyter import events, files, prompts, replies
 from rlm_jupyter.budget import Budget
+from rlm_jupyter.contexts import Context
 from rlm_jupyter.errors import KernelDied, RLMError
+from rlm_jupyter.kernels.environment import Environment
 from rlm_jupyter.kernels.kernel import CellResult, Final, Kernel, Output
 from rlm_jupyter.kernels.messages import CallOutcome, CallRequest
 from rlm_jupyter.lm.client import Message
 from rlm_jupyter.lm.handler import LMHandler
 from rlm_jupyter.lm.prices import price_for
 from rlm_jupyter.pictures import Picture
-from rlm_jupyter.settings import RunSettings
+from rlm_jupyter.settings import FILES_CAP, FILES_COUNT_CAP, RunSettings
 from rlm_jupyter.values import decode
 
 PICTURES_FOR_LM, PICTURE_FOR_LM = 4, 4 * 1024 * 1024
 """Pictures of one turn that an LM is sent at most, where it is sent any, and bytes of one."""
+FILES_WITHIN = 30.0
+"""Seconds for fetching the files that the code wrote."""
 GRACE = 5.0
 """Seconds that a cell may still run after a cap is used up: time to finish with what it has, not to go on for ever."""
 
@@ -47,9 +51,8 @@ class Answer:
 class Node:
     """One RLM: a kernel that holds the context, and the conversation about it."""
 
-    def __init__(self, settings: RunSettings, kernel: Kernel, handler: LMHandler, budget: Budget, emit: events.Emit) -> None:
+    def __init__(self, settings: RunSettings, handler: LMHandler, budget: Budget, emit: events.Emit) -> None:
         self._settings = settings
-        self._kernel = kernel
         self._handler = handler
         self._budget = budget
         self._emit = emit
@@ -57,6 +60,24 @@ class Node:
         self._cells = 0
         self._ran: list[prompts.Ran] = []
         self._exhausted = anyio.Event()
+        self._opened: Kernel | None = None
+
+    @property
+    def _kernel(self) -> Kernel:
+        assert self._opened is not None, "the node was not opened"
+        return self._opened
+
+    async def open(self, environment: Environment, context: Context) -> None:
+        """Start the node's kernel and put the context into it. `close` ends it, also after a failure here."""
+        started = time.monotonic()
+        self._opened = await environment.start_kernel(self.answer_calls)
+        self._emit(events.KernelStarted(kernel=self._kernel.number, how=self._kernel.how, seconds=time.monotonic() - started))
+        await self._kernel.load("context", context.payload)
+
+    async def close(self) -> None:
+        """End the kernel."""
+        if self._opened is not None:
+            await self._opened.close()
 
     async def answer_calls(self, request: CallRequest) -> Sequence[CallOutcome]:
         """Answer LM calls that code in the kernel makes, and notice when a cap is used up."""
@@ -187,6 +208,21 @@ class Node:
         if isinstance(result, RLMError):
             raise result
         return result
+
+    async def files(self) -> dict[str, bytes]:
+        """Fetch what the code wrote in its folder, by a cell of ours. That it cannot be had is told, and ends nothing."""
+        code = f"__import__('sys').modules['_rlm_repl'].repl.give_files({FILES_CAP}, {FILES_COUNT_CAP})"
+        found: Any = None
+        reason = ""
+        try:
+            with anyio.move_on_after(FILES_WITHIN):
+                result = await self._kernel.execute(code, lambda output: None)
+                found = decode(await self._kernel.value(result.final)) if result.final is not None else None
+        except RLMError as error:
+            reason = f": {error}"
+        if found is None:
+            self._emit(events.Notice(text=f"the files that the code wrote could not be had{reason}"))
+        return files.clean(found)
 
     async def _answer(self, final: Final) -> Answer:
         value = await self._kernel.value(final)

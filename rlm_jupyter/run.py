@@ -21,28 +21,26 @@ from typing import Any
 
 import anyio
 
-from rlm_jupyter import events, files
+from rlm_jupyter import events
 from rlm_jupyter.budget import Budget
 from rlm_jupyter.contexts import Context, Progress, prepare
 from rlm_jupyter.engine import CLOSE_WITHIN, Engine
 from rlm_jupyter.errors import KernelStartError, LimitReached, RLMError, RunStopped, SettingsError
 from rlm_jupyter.events import Event
 from rlm_jupyter.kernels.environment import Environment
-from rlm_jupyter.kernels.kernel import Kernel
 from rlm_jupyter.kernels.local import check_kernel
 from rlm_jupyter.lm import prices, providers
+from rlm_jupyter.lm.client import LM
 from rlm_jupyter.lm.handler import LMHandler
 from rlm_jupyter.loop import Answer, Node
 from rlm_jupyter.redaction import Redactor
 from rlm_jupyter.result import RLMResult
-from rlm_jupyter.settings import ENVIRONMENTS, FILES_CAP, FILES_COUNT_CAP, RunSettings
+from rlm_jupyter.settings import ENVIRONMENTS, RunSettings
 from rlm_jupyter.trace import FOLDER_CAP, Trace, TraceFile, purge, trace_folder
-from rlm_jupyter.values import as_text, decode
+from rlm_jupyter.values import as_text
 
 TICK = 0.25
 """Seconds after which a feed gives None, so that a clock can be drawn."""
-FILES_WITHIN = 30.0
-"""Seconds for fetching the files that the code wrote."""
 STOP_WITHIN = 5.0
 """Seconds after which nobody waits any longer for a run that was told to stop (promise P9)."""
 
@@ -239,66 +237,38 @@ class Run:
     async def _with_models(self, environment: Environment) -> Answer:
         settings = self.settings
         budget = self._budget = Budget(settings)
-        lms: dict[str, Any] = {}
+        lms: dict[str, LM] = {}
 
-        def open_lm(model: str) -> Any:
+        def open_lm(model: str) -> LM:
             if model not in lms:
                 lms[model] = providers.open_lm(model, settings, api_key=self._api_key)
             return lms[model]
 
-        handler = LMHandler(settings, budget, open_lm, self._emit)
-        node: Node | None = None
-
-        async def answer_calls(request: Any) -> Any:
-            assert node is not None
-            return await node.answer_calls(request)
-
+        node = Node(settings, LMHandler(settings, budget, open_lm, self._emit), budget, self._emit)
+        self._tell_unknown_prices()
         try:
-            started = time.monotonic()
-            kernel = await environment.start_kernel(answer_calls)
-            self._emit(events.KernelStarted(kernel=kernel.number, how=kernel.how, seconds=time.monotonic() - started))
-            try:
-                node = Node(settings, kernel, handler, budget, self._emit)
-                try:
-                    answer = await self._work(node, kernel)
-                except LimitReached:
-                    await self._take_files(kernel)
-                    raise
-                await self._take_files(kernel)
-                return answer
-            finally:
-                with anyio.move_on_after(CLOSE_WITHIN, shield=True):
-                    await kernel.close()
+            await node.open(environment, self._task.context)
+            return await self._work(node)
         finally:
+            with anyio.move_on_after(CLOSE_WITHIN, shield=True):
+                await node.close()
             with anyio.move_on_after(CLOSE_WITHIN, shield=True):
                 for lm in lms.values():
                     await lm.aclose()
 
-    async def _work(self, node: Node, kernel: Kernel) -> Answer:
-        context = self._task.context
-        self._tell_unknown_prices()
-        await kernel.load("context", context.payload)
+    async def _work(self, node: Node) -> Answer:
         if self.settings.setup_code:
             try:
                 await node.set_up(self.settings.setup_code)
             except ValueError as failure:
                 raise KernelStartError(f"the set-up code failed, so nothing was asked: {failure}") from None
-        return await node.run(self._task.question, context.description)
-
-    async def _take_files(self, kernel: Kernel) -> None:
-        """Fetch what the code wrote in its folder, by a cell of ours; that it cannot be had ends nothing."""
-        code = f"__import__('sys').modules['_rlm_repl'].repl.give_files({FILES_CAP}, {FILES_COUNT_CAP})"
-        found: Any = None
         try:
-            with anyio.move_on_after(FILES_WITHIN):
-                result = await kernel.execute(code, lambda output: None)
-                found = decode(await kernel.value(result.final)) if result.final is not None else None
-        except RLMError as error:
-            self._emit(events.Notice(text=f"the files that the code wrote could not be had: {error}"))
-            return
-        if found is None:
-            self._emit(events.Notice(text="the files that the code wrote could not be had"))
-        self._files = files.clean(found)
+            answer = await node.run(self._task.question, self._task.context.description)
+        except LimitReached:
+            self._files = await node.files()
+            raise
+        self._files = await node.files()
+        return answer
 
     def _tell_unknown_prices(self) -> None:
         settings = self.settings

@@ -265,8 +265,15 @@ def trace_folder(folder: str | os.PathLike[str] | None = None) -> Path:
     return path
 
 
+IN_A_CELL: tuple[type[Event], ...] = (events.CallStarted, events.CallEnded, events.RequestRetried)
+"""Events that come by the hundred and stand between a call and its reply: they reach the disk with the next other one."""
+
+
 class TraceFile:
-    """Appends a run's events to `<folder>/<run>.jsonl`, at most `cap` bytes; the end of the run is always written."""
+    """Appends a run's events to `<folder>/<run>.jsonl`, at most `cap` bytes; the end of the run is always written.
+
+    A host that is killed loses at most the calls of the cell that ran.
+    """
 
     def __init__(self, folder: Path, run: str, cap: int = FILE_CAP) -> None:
         self.path = folder / f"{run}.jsonl"
@@ -287,7 +294,8 @@ class TraceFile:
             text = "the trace file is full: what follows is not in it"
             line = events.Notice(run=event.run, number=event.number, at=event.at, text=text).to_json() + "\n"
         self._file.write(line)
-        self._file.flush()
+        if not isinstance(event, IN_A_CELL):
+            self._file.flush()
 
     def close(self) -> None:
         self._file.close()

@@ -40,6 +40,9 @@ MAY_IMPORT = {
     "loop": GROUND
     | {
         "budget",
+        "contexts",
+        "files",
+        "kernels.environment",
         "kernels.kernel",
         "kernels.messages",
         "lm.client",

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import anyio
+import anyio.lowlevel
 
 from rlm_jupyter import events
 from rlm_jupyter.budget import Budget, RequestTooLarge, Reservation
@@ -31,6 +32,9 @@ ATTEMPT_TIMEOUT = 600.0
 """Seconds that one request may take, as openai has it."""
 BACKOFF, BACKOFF_CAP = 0.5, 30.0
 """Seconds before the first retry, doubled for each further one, and the most."""
+STAGGER = 4
+"""Turns of the event loop between the first requests of a batch. Started all at once they are built all at once, sent all at
+once and answered all at once: each wave then costs the work of the whole batch, where it could cost that of one request."""
 ADAPTATIONS = 3
 """Requests sent again because a parameter is now sent otherwise; they are no retries."""
 PART_SECONDS = 0.05
@@ -204,6 +208,8 @@ class LMHandler:
         async with anyio.create_task_group() as group:
             for _ in range(min(len(request.prompts), self._settings.max_concurrency)):
                 group.start_soon(work)
+                for _ in range(STAGGER):
+                    await anyio.lowlevel.checkpoint()
 
     async def _one(self, request: CallRequest, entry: Entry, number: int) -> CallOutcome:
         """Make one sub-call: its events, and its outcome whatever happens."""
