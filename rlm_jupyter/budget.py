@@ -141,7 +141,7 @@ class Budget:
         try:
             with anyio.move_on_after(self.remaining()):
                 await waiter.turn.wait()
-        except BaseException:
+        except BaseException:  # a cancelled waiter, too, must give back what it was granted
             self._forget(waiter)
             raise
         if not waiter.turn.is_set():

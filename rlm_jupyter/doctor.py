@@ -124,7 +124,7 @@ def _try_local() -> float:
 
         try:
             outcome.append(anyio.run(_run_a_cell))
-        except BaseException as error:
+        except BaseException as error:  # whatever it is, the doctor's table tells it
             outcome.append(error)
 
     thread = threading.Thread(target=work, name="rlm_jupyter doctor", daemon=True)

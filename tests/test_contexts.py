@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import polars
 import pyarrow as pa
 import pytest
 
@@ -210,7 +211,7 @@ async def _nothing() -> None: ...
         (lambda: [socket.socket()], "docs[0], a socket, cannot be sent"),
         (lambda: Held([Failing()]), "docs.part[0], a Failing, cannot be sent (ValueError: not me never)"),
         (
-            lambda: pytest.importorskip("polars").LazyFrame({"a": [1]}),
+            lambda: polars.LazyFrame({"a": [1]}),
             "docs is a polars LazyFrame, which is not data yet; docs = docs.collect()",
         ),
         (lambda: pd.DataFrame({"a": [1]}).groupby("a"), "docs is a pandas DataFrameGroupBy"),
@@ -270,7 +271,7 @@ def test_a_description_tells_type_and_size_and_never_the_whole() -> None:
 
 def test_a_table_is_told_by_shape_columns_types_and_at_most_a_quarter_of_its_rows() -> None:
     table = pd.DataFrame({"city": [f"town-{n}" for n in range(12)], "n": range(12)})
-    for value in (table, pa.table(table), __import__("polars").DataFrame({"city": list(table["city"]), "n": list(table["n"])})):
+    for value in (table, pa.table(table), polars.DataFrame({"city": list(table["city"]), "n": list(table["n"])})):
         told = prepare(value).description
         assert "of 12 rows x 2 columns" in told
         assert "city (" in told

@@ -185,7 +185,7 @@ def _culprit(value: Any, name: str, error: Exception) -> tuple[str, Any, Excepti
 def _failure(value: Any) -> Exception | None:
     try:
         _pickler(_Nowhere(), [], by_value=True).dump(value)
-    except Exception as error:
+    except Exception as error:  # the object's own code may raise anything; the refusal names it
         return error
     return None
 

@@ -74,5 +74,5 @@ class Calls:
             return messages.failed(message, str(error))
         try:
             return messages.reply(message, await self._answer(request))
-        except Exception as error:
+        except Exception as error:  # code in the kernel waits for a reply, also to a bug of ours
             return messages.failed(message, f"the call failed on the host ({type(error).__name__})")
