@@ -147,7 +147,9 @@ class Environment:
                 raise ProtocolError(f"the supervisor speaks protocol {message.protocol}; this is {wire.PROTOCOL}")
             if not self._ready.done():
                 self._ready.set_result(None)
-        elif not isinstance(message, wire.Heartbeat):
+        elif isinstance(message, wire.Heartbeat):
+            self.send(wire.Alive())
+        else:
             kernel = self._kernels.get(getattr(message, "kernel", 0))
             if kernel is None:
                 raise ProtocolError("the supervisor spoke of a kernel that nobody started")

@@ -142,7 +142,7 @@ class LocalPlace:
         }
         _copy_font_lists(os.path.join(self.folder, "mpl"))
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(_GUEST), "supervisor"],
+            [sys.executable, "-P", str(_GUEST)],
             cwd=self.folder, env=clean_environment(os.environ), start_new_session=True,
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._log,
         )  # fmt: skip

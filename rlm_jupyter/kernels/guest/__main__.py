@@ -1,4 +1,4 @@
-"""Start one of the guest's programs: `python -P .../guest/__main__.py supervisor|parent`.
+"""Start the supervisor from files: `python -P .../guest/__main__.py`.
 
 The package is loaded from its own folder under the name `rlm_guest`, so that it works without an installed rlm_jupyter and
 puts no folder of ours on `sys.path`.
@@ -31,4 +31,4 @@ def load() -> None:
 
 if __name__ == "__main__":
     load()
-    importlib.import_module(f"{NAME}.{sys.argv[1]}").main()
+    importlib.import_module(f"{NAME}.supervisor").main()

@@ -93,7 +93,7 @@ class AskConnection:
 
     def _write(self) -> None:
         try:
-            done = self._outbox.write(self._sock)
+            done = self._outbox.write(self._sock.fileno())
         except OSError:
             self.close()
             return

@@ -10,7 +10,7 @@ other end can make us hold is bounded.
 from __future__ import annotations
 
 import json
-import socket
+import os
 import struct
 from collections import deque
 from collections.abc import Iterator
@@ -113,7 +113,7 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse)
 
 
 class Outbox:
-    """What is still to be written to a socket that does not block."""
+    """What is still to be written to a descriptor that does not block."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -125,12 +125,12 @@ class Outbox:
                 self._pieces.append(memoryview(piece))
                 self.size += len(piece)
 
-    def write(self, sock: socket.socket) -> bool:
-        """Write as much as the socket takes; whether nothing is left."""
+    def write(self, fd: int) -> bool:
+        """Write as much as the descriptor takes; whether nothing is left."""
         while self._pieces:
             piece = self._pieces[0]
             try:
-                sent = sock.send(piece)
+                sent = os.write(fd, piece)
             except (BlockingIOError, InterruptedError):
                 return False
             self.size -= sent

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
-import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
 import zmq
 
 from . import wire
+from .files import Files
 from .frames import FrameError, Outbox, Parser, pack
 from .kernels import GuestKernel
 from .launch import Forker
 from .loop import READ, WRITE, Loop
+from .streams import HostStream
 
 HEARTBEAT_SECONDS = 2.0
 SPARE_AFTER = 0.2
 SPARE_FAILURES = 3
 _READ_SIZE = 1024 * 1024
-_FILE = re.compile(r"[a-z0-9-]{1,60}")
 
 
 class Hub:
@@ -33,18 +33,20 @@ class Hub:
     settings
         The line that the host wrote.
     stream
-        The connected socket to the host; the token has not been sent yet.
+        The stream to the host; where that is a port, the token has not been sent yet.
     forker
         The kernel parent, or None where kernels are started cold.
     """
 
-    def __init__(self, settings: dict[str, Any], stream: socket.socket, forker: Forker | None) -> None:
+    def __init__(self, settings: dict[str, Any], stream: HostStream, forker: Forker | None) -> None:
         self.settings = settings
         self.forker = forker
         self.loop = Loop()
         self.context = zmq.Context()
         self._folder: str = settings["folder"]
         self._stream = stream
+        self._heard = time.monotonic()
+        self._files = Files(self._folder)
         self._parser = Parser()
         self._outbox = Outbox()
         self._full = False
@@ -58,6 +60,7 @@ class Hub:
         self._orders: dict[type[wire.Message], Callable[[Any], None]] = {
             wire.Start: self._start, wire.Context: self._load, wire.Execute: self._execute, wire.Interrupt: self._interrupt,
             wire.Reply: self._reply, wire.GetValue: self._value, wire.Close: self._close, wire.Shutdown: self._shutdown,
+            wire.FilePart: self._files.add, wire.Discard: self._files.discard, wire.Alive: lambda order: None,
         }  # fmt: skip
 
     def run(self) -> None:
@@ -66,12 +69,13 @@ class Hub:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         self.loop.watch(wake_read, lambda: self._reap(wake_read))
-        self.loop.watch(0, self._stdin)
+        if not self.settings.get("box"):
+            self.loop.watch(0, self._stdin)
         if self.forker is not None:
             self.forker.attach(self.loop, self._exited, self._parent_lost)
-        self._stream.setblocking(False)
-        self.loop.watch(self._stream.fileno(), self._read)
-        self._outbox.put(pack({"kind": "hello", "token": self.settings["token"]}))
+        self.loop.watch(self._stream.reader, self._read)
+        if "token" in self.settings:
+            self._outbox.put(pack({"kind": "hello", "token": self.settings["token"]}))
         self.send(wire.Ready(wire.PROTOCOL, os.getpid()))
         self._beat()
         self._fork_spare()
@@ -162,8 +166,10 @@ class Hub:
 
     def _load(self, order: wire.Context) -> None:
         kernel = self._kernels.get(order.kernel)
-        if kernel is None or kernel.cells.busy or not kernel.ready or not _FILE.fullmatch(order.path):
+        if kernel is None or kernel.cells.busy or not kernel.ready or not wire.FILE.fullmatch(order.path):
             self.send(wire.Loaded(order.kernel, order.load, "the kernel is not there, or busy"))
+        elif failure := self._files.failure(order.path):
+            self.send(wire.Loaded(order.kernel, order.load, failure))
         else:
             kernel.cells.load(order, os.path.join(self._folder, order.path))
 
@@ -206,7 +212,7 @@ class Hub:
         if self._full:
             self._write()
         try:
-            data = self._stream.recv(_READ_SIZE)
+            data = os.read(self._stream.reader, _READ_SIZE)
         except BlockingIOError:
             return
         except OSError:
@@ -214,6 +220,7 @@ class Hub:
         if not data:
             self._shutdown()
             return
+        self._heard = time.monotonic()
         try:
             for header, body in self._parser.feed(data):
                 order = wire.decode(header, body, wire.TO_SUPERVISOR)
@@ -223,17 +230,22 @@ class Hub:
 
     def _write(self) -> None:
         try:
-            done = self._outbox.write(self._stream)
+            done = self._outbox.write(self._stream.writer)
         except OSError:
             self._shutdown()
             return
         if done is self._full:
             self._full = not done
-            self.loop.watch(self._stream.fileno(), self._read, READ | WRITE if self._full else READ)
+            if self._stream.reader == self._stream.writer:
+                self.loop.watch(self._stream.reader, self._read, READ | WRITE if self._full else READ)
+            elif self._full:
+                self.loop.watch(self._stream.writer, self._write, WRITE)
+            else:
+                self.loop.unwatch(self._stream.writer)
 
     def _beat(self) -> None:
-        host = self.settings.get("host_pid")
-        if host and os.getppid() != host:
+        host, lease = self.settings.get("host_pid"), self.settings.get("lease")
+        if (host and os.getppid() != host) or (lease and time.monotonic() - self._heard > lease):
             self._shutdown()
         self.send(wire.Heartbeat())
         self.loop.later(HEARTBEAT_SECONDS, self._beat)

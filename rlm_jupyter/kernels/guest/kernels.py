@@ -176,14 +176,18 @@ class GuestKernel:
         self._tear_down()
         if self.closing:
             self.hub.send(wire.Closed(self.number))
-        elif self.number and not self.ready:
-            text = self.failure or "; ".join(self._kill_notes) or tail
-            self.hub.send(wire.StartFailed(self.number, text or f"its process ended with status {status}"))
         elif self.number:
-            by_signal = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-            code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 0
-            self.hub.send(wire.Died(self.number, code, by_signal, tuple(notes)))
+            self.hub.send(self._last_report(status, notes, tail))
         self.hub.gone(self)
+
+    def _last_report(self, status: int, notes: list[str], tail: str) -> wire.Message:
+        by_signal = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 0
+        if self.ready:
+            return wire.Died(self.number, code, by_signal, tuple(notes))
+        how = f"signal {by_signal}" if by_signal else f"exit status {code}"
+        text = self.failure or "; ".join(self._kill_notes) or tail
+        return wire.StartFailed(self.number, text or f"its process ended with {how}")
 
     def _tear_down(self) -> None:
         self._listener.close()

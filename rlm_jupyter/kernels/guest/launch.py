@@ -12,7 +12,6 @@ import os
 import secrets
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -72,25 +71,31 @@ def start_cold(argv: list[str], place: Place, extra: dict[str, str], stdout: int
 class Forker:
     """The supervisor's end of the kernel parent."""
 
-    def __init__(self, pid: int, sock: socket.socket) -> None:
+    def __init__(self, pid: int, sock: socket.socket, boxed: bool) -> None:
         self.pid = pid
+        self._boxed = boxed
         self.alive = True
         self._sock = sock
         self._waiting: dict[int, Callable[[int], None]] = {}
         self._exited: Callable[[int, int], None] = lambda pid, status: None
 
     @classmethod
-    def spawn(cls) -> Forker:
-        """Start the parent. It warms up while the supervisor imports its own half."""
+    def spawn(cls, boxed: bool) -> Forker:
+        """Fork the parent. It warms up while the supervisor imports its own half. `boxed`: in a container."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
-        process = subprocess.Popen(
-            [sys.executable, script, "parent", str(os.getpid())], stdin=theirs.fileno(), stdout=subprocess.DEVNULL
-        )
-        process.returncode = 0  # reaped by the supervisor's one reaper
+        supervisor = os.getpid()
+        pid = os.fork()
+        if not pid:
+            try:
+                ours.close()
+                from . import parent
+
+                parent.main(supervisor, theirs)
+            finally:
+                os._exit(1)
         theirs.close()
         ours.setblocking(False)
-        return cls(process.pid, ours)
+        return cls(pid, ours, boxed)
 
     def attach(self, loop: Loop, exited: Callable[[int, int], None], lost: Callable[[], None]) -> None:
         """Read its reports: ends of kernels to `exited`; `lost` is called when the parent itself is gone."""
@@ -101,7 +106,7 @@ class Forker:
         """Ask for a kernel; `born` is called with its process id."""
         order = {
             "slot": slot, "connection_file": place.connection_file, "environ": place.environ(), "work": place.path("work"),
-            "settings": settings,
+            "settings": settings, "exposed": self._boxed,
         }  # fmt: skip
         self._waiting[slot] = born
         try:

@@ -1,10 +1,10 @@
 """The warmed process that kernels are forked from: a cold IPython kernel costs about 400 ms, a forked one about 25.
 
 It has imported what a finished kernel has imported, and holds no thread, no zmq context and no event loop, so that a fork is
-clean. It reads orders from the supervisor (a SEQPACKET socket on descriptor 0), forks, reaps and reports, and runs no code of
-anybody else. Kernels are killed by the operating system when this process ends, and it when the supervisor ends.
+clean. It reads orders from the supervisor (over a SEQPACKET socket), forks, reaps and reports, and runs nobody else's code.
+Kernels are killed by the operating system when this process ends, and it when the supervisor ends.
 
-Order: {"slot", "connection_file", "environ", "work", "settings"} with two descriptors, the kernel's 1 and 2.
+Order: {"slot", "connection_file", "environ", "work", "settings", "exposed"} with two descriptors, the kernel's 1 and 2.
 Reports: {"slot", "pid"} after the fork, {"pid", "status"} (as of waitpid) after the end.
 """
 
@@ -53,16 +53,17 @@ def warm() -> None:
     gc.freeze()
 
 
-def main() -> None:
-    supervisor = int(sys.argv[2])
+def main(supervisor: int, orders: socket.socket) -> None:
+    """Serve the supervisor, of which this is a fork, taken before it had a thread, a zmq context or a connection."""
     processes.die_with_parent(supervisor)
-    orders = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     os.close(null)
     wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     sys.argv = ["ipykernel_launcher"]
@@ -135,6 +136,8 @@ def _tidy(order: dict[str, Any], fds: list[int], parent: int) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.setsid()
+    if order["exposed"]:
+        processes.expose()
     os.dup2(fds[0], 1)
     os.dup2(fds[1], 2)
     os.closerange(3, 4096)
@@ -142,6 +145,7 @@ def _tidy(order: dict[str, Any], fds: list[int], parent: int) -> None:
     os.environ.clear()
     os.environ.update(order["environ"])
     os.chdir(order["work"])
+    sys.path.insert(0, "")  # its working folder, which `python -P` left out for the supervisor's sake
     random.seed()
     process = sys.modules.get("multiprocessing.process")
     if process is not None:

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 LINUX = sys.platform == "linux"
 SWEEP_SECONDS = 1.0
 _SET_PDEATHSIG = 1
+_SET_DUMPABLE = 4
 _SET_CHILD_SUBREAPER = 36
 
 
@@ -35,6 +36,18 @@ def die_with_parent(parent: int) -> None:
 def adopt_orphans() -> None:
     """Become the parent of every descendant whose own parent ends."""
     _prctl(_SET_CHILD_SUBREAPER, 1)
+
+
+def hide() -> None:
+    """Keep other processes of the same user from tracing this one and from reading its memory and descriptors."""
+    _prctl(_SET_DUMPABLE, 0)
+
+
+def expose() -> None:
+    """Undo `hide`, which a forked child inherits; and be the first to go when memory runs out."""
+    _prctl(_SET_DUMPABLE, 1)
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("900")
 
 
 def parents() -> dict[int, int]:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import os
+import importlib.abc
+import importlib.util
 
-MODULES = (("_rlm_crossing", "crossing.py"), ("_rlm_repl", "repl.py"))
-"""Names in the kernel's `sys.modules`, and files; the later ones use the earlier."""
+MODULES = (("_rlm_crossing", "crossing"), ("_rlm_repl", "repl"))
+"""Names in the kernel's `sys.modules`, and modules beside this one; the later ones use the earlier."""
 
 
 def sources() -> list[tuple[str, str]]:
-    """Give each module's name and source."""
-    folder = os.path.dirname(os.path.abspath(__file__))
-    found = []
-    for name, file in MODULES:
-        with open(os.path.join(folder, file), encoding="utf-8") as opened:
-            found.append((name, opened.read()))
-    return found
+    """Give each module's name and source, from wherever this package was loaded."""
+    return [(name, _source(f"{__package__}.{module}")) for name, module in MODULES]
+
+
+def _source(name: str) -> str:
+    spec = importlib.util.find_spec(name)
+    loader = spec.loader if spec is not None else None
+    source = loader.get_source(name) if isinstance(loader, importlib.abc.InspectLoader) else None
+    if source is None:
+        raise ImportError(f"{name} has no source")
+    return source

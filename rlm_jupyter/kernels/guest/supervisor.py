@@ -4,40 +4,48 @@ It starts kernels, keeps a spare one ahead, hands orders and answers between the
 that nothing survives it: it adopts what daemonises, and ends with everything it started when its standard input ends, its
 stream breaks or its host is gone. It reads no file of the user and needs no network but the stream.
 
-Started with one JSON line on standard input: `host port token folder how cold{argv env} caps start_seconds host_pid`.
-Nothing secret is in its arguments or its environment.
+Started with one JSON line on standard input: `folder how cold{argv env} caps start_seconds`, and either `host port token
+host_pid` (it calls in on that port) or `box: true` (a container's first process: the frames follow on standard input, its own
+go to standard output, and a host that is silent for `lease` seconds is taken for gone). Nothing secret is in its arguments or
+its environment.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import resource
 import shutil
 import signal
-import socket
 import sys
+from typing import Any
 
 from . import processes
 from .launch import Forker
+from .streams import HostStream
 
-CONNECT_SECONDS = 10.0
 END_SECONDS = 2
 
 
 def main() -> None:
     """Run until there is nothing left to supervise."""
     settings = json.loads(_read_line())
+    boxed = settings.get("box", False)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else lambda *_: sys.exit(0))
+        # The first process of a container gets no signal that it does not ask for, and asks for none: its code could send one.
+        signal.signal(number, signal.SIG_IGN if boxed or number == signal.SIGINT else lambda *_: sys.exit(0))
     processes.adopt_orphans()
     for name in ("s", "mpl"):
         os.makedirs(os.path.join(settings["folder"], name), 0o700, exist_ok=True)
-    forker = Forker.spawn() if settings["how"] != "cold" and processes.LINUX else None
+    os.chmod(settings["folder"], 0o700)
+    if boxed:
+        processes.hide()
+    forker = Forker.spawn(boxed) if settings["how"] != "cold" and processes.LINUX else None
     _raise_file_limit()
-    stream = socket.create_connection((settings["host"], settings["port"]), CONNECT_SECONDS)
-    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    stream = HostStream.standard() if boxed else HostStream.connect(settings["host"], settings["port"])
+    settings["packages"] = _packages()
     from .hub import Hub
 
     hub = Hub(settings, stream, forker)
@@ -47,8 +55,15 @@ def main() -> None:
         end(settings["folder"])
 
 
+def _packages() -> list[str]:
+    """Give those packages for whose values the kernels have a way of their own, and which are here."""
+    from .crossing import PACKAGES
+
+    return [name for name in PACKAGES if importlib.util.find_spec(name) is not None]
+
+
 def _read_line() -> bytes:
-    """Read up to the first line break, no byte further: what follows on standard input is only its end."""
+    """Read up to the first line break, no byte further: what follows on standard input is not for us."""
     line = bytearray()
     while not line.endswith(b"\n"):
         byte = os.read(0, 1)
@@ -77,5 +92,5 @@ def end(folder: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _give_up(*_: object) -> None:
+def _give_up(*_: Any) -> None:
     raise TimeoutError

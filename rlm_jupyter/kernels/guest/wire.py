@@ -4,7 +4,7 @@ Each is a frozen dataclass whose fields are exactly the keys of the header; `dat
 `decode` refuses what is not exactly one of them: unknown kinds, missing or further keys, other types, numbers below zero.
 The supervisor's messages are numbered (`n` in the header), and every message that is about a kernel names it.
 
-Host to supervisor, all safe to repeat: Start Context Execute Interrupt Reply GetValue Close Shutdown.
+Host to supervisor: Start Context FilePart Discard Execute Interrupt Reply GetValue Close Shutdown Alive.
 Supervisor to host: Ready Started StartFailed Loaded Output Picture Call Dropped Done ValuePart Died Closed Heartbeat.
 """
 
@@ -26,6 +26,9 @@ TEXT_CAP = 64 * 1024
 STREAMS = ("stdout", "stderr", "result", "display", "error")
 FORMS = ("text", "json", "typed")
 STATUSES = ("ok", "error", "interrupted")
+
+FILE = re.compile(r"[a-z0-9-]{1,60}")
+"""Names of files in the run's folder that the host may choose."""
 
 _CALL = re.compile(r"[0-9a-f]{32}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -74,6 +77,24 @@ class Context(Message):
     form: str
     size: int
     digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class FilePart(Message):
+    """Append `data` to the file `path` of the run's folder, whose size is `offset`: for hosts that have no other way to it."""
+
+    kind = "file_part"
+    path: str
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Discard(Message):
+    """Remove the file `path` of the run's folder; what a kernel has mapped stays mapped."""
+
+    kind = "discard"
+    path: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +150,13 @@ class Shutdown(Message):
     """Kill everything, remove the run's folder, exit."""
 
     kind = "shutdown"
+
+
+@dataclass(frozen=True, slots=True)
+class Alive(Message):
+    """The host is alive: its answer to each Heartbeat."""
+
+    kind = "alive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +296,7 @@ class Heartbeat(Message):
 
 Known = Mapping[str, type[Message]]
 
-_TO_SUPERVISOR = (Start, Context, Execute, Interrupt, Reply, GetValue, Close, Shutdown)
+_TO_SUPERVISOR = (Start, Context, FilePart, Discard, Execute, Interrupt, Reply, GetValue, Close, Shutdown, Alive)
 _TO_HOST = (
     Ready, Started, StartFailed, Loaded, Output, Picture, Call, Dropped, Done, ValuePart, Died, Closed, Heartbeat,
 )  # fmt: skip
@@ -328,6 +356,8 @@ def _check_meaning(message: Message) -> None:
         raise WireError("sizes that do not add up to the body")
     if isinstance(message, Call) and not message.batch and len(message.sizes) != 1:
         raise WireError("a single call with several prompts")
+    if isinstance(message, FilePart | Discard) and not FILE.fullmatch(message.path):
+        raise WireError("a file's name that is none")
     if isinstance(message, Output) and message.stream not in STREAMS:
         raise WireError("output on an unknown stream")
     if isinstance(message, Done) and message.status not in STATUSES:
