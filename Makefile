@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test check docs bench mutants soak system-deps clean
+.PHONY: help demo lab test check docs bench mutants soak system-deps engine clean
 # A question may hold dollars: take it as it was typed, and expand nothing in it.
 override Q := $(value Q)
 export Q
@@ -19,8 +19,8 @@ demo: $(VENV)/.installed  ## answer a question about Python's own sources, no ke
 lab: $(VENV)/.dev  ## JupyterLab, opened on the quickstart
 	$(BIN)/jupyter lab notebooks/quickstart.ipynb
 
-test: $(VENV)/.dev  ## all tests; as root on Debian it installs the system parts first
-	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then $(MAKE) --no-print-directory system-deps; fi
+test: $(VENV)/.dev  ## all tests; as root on Debian it installs the system parts and starts a Docker engine first
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then $(MAKE) --no-print-directory system-deps engine; fi
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
 
 check: $(VENV)/.dev  ## ruff and mypy --strict
@@ -38,8 +38,12 @@ bench: $(VENV)/.dev  ## ours, the reference implementation and the floor, side b
 mutants: $(VENV)/.dev  ## break one promise at a time in a copy of the tree: its test must fail
 	$(BIN)/python scripts/mutants.py
 
-system-deps:  ## what only root can install (Debian): Chromium for the browser tests
+system-deps:  ## what only root can install (Debian): Chromium for the browser tests, a Docker engine
 	@scripts/system-deps
+
+engine: $(BIN)/python  ## start a Docker engine where none answers (root), and have a base image in it
+	@scripts/docker-engine
+	@PYTHON=$(BIN)/python scripts/base-image
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) .bench-venv .mypy_cache .ruff_cache .pytest_cache build dist

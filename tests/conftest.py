@@ -1,23 +1,64 @@
 """Fixtures that every test may use, and what is done about a missing system part.
 
-In CI, and as root on Debian where `make system-deps` installs it, a missing part is a failure. Elsewhere the tests that need
-it are skipped, and the last lines of the run say which and how to have it.
+In CI, and as root on Debian where `make test` installs and starts it, a missing part is a failure. Elsewhere the tests that
+need it are skipped, and the last lines of the run say how many, why, and how to have it.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-PARTS = {"chromium": "as root on Debian: make system-deps; elsewhere put a `chromium` on the PATH"}
+from tests import engine
+
+
+def _no_chromium() -> str:
+    return "" if shutil.which("chromium") else "there is no `chromium` on the PATH. As root on Debian: make system-deps"
+
+
+def _no_engine() -> str:
+    why = engine.why_missing()
+    return why and f"{why}. As root on Debian: make system-deps engine; elsewhere start a Docker engine"
+
+
+def _no_engine_to_stop() -> str:
+    if os.getuid() != 0:
+        return "only root can start an engine that a test may stop"
+    return "" if shutil.which("dockerd") else "there is no `dockerd` on the PATH. As root on Debian: make system-deps"
+
+
+PARTS: dict[str, Callable[[], str]] = {"chromium": _no_chromium, "docker": _no_engine, "dockerd": _no_engine_to_stop}
+"""Each part by name, with what gives '' where it is there and else one line that says why not and what to do."""
+
+
+def need(part: str, why: str) -> None:
+    """Skip the test if there is a reason why it cannot have the part; fail it where every part must be there."""
+    if why and (os.environ.get("CI") or (os.getuid() == 0 and shutil.which("apt-get"))):
+        pytest.fail(f"{part} is missing: {why}", pytrace=False)
+    elif why:
+        pytest.skip(f"{part} is missing: {why}")
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def docker_image() -> str:
+    """Give the name of a base image in a running engine: a Python of this minor version, where it can be had, and no more."""
+    need("docker", PARTS["docker"]())
+    try:
+        return engine.base_image()
+    except engine.EngineError as error:
+        need("docker", str(error))
+        raise
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +78,15 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("needs"):
         part = mark.args[0]
-        if shutil.which(part) is None:
-            told = f"{part} is missing; {PARTS[part]}"
-            if os.environ.get("CI") or (os.getuid() == 0 and shutil.which("apt-get")):
-                pytest.fail(told)
-            pytest.skip(told)
+        need(part, PARTS[part]())
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tell, as the last thing of a run, how many tests a missing part left out."""
+    missing: Counter[tuple[str, str]] = Counter()
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if found := re.fullmatch(r"Skipped: (\w+) is missing: (.*)", reason):
+            missing[found[1], found[2]] += 1
+    for (part, why), count in sorted(missing.items()):
+        terminalreporter.write_line(f"{count} tests that need {part} did not run: {why}", yellow=True)
