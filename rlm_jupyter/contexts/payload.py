@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO
 
@@ -56,10 +56,11 @@ class Spool:
 
     def read(self) -> bytes:
         self._file.flush()
-        return os.pread(self._file.fileno(), self.size, 0) if self.size <= PIECE else b"".join(self._pieces())
+        return os.pread(self._file.fileno(), self.size, 0) if self.size <= PIECE else b"".join(self.pieces(PIECE))
 
-    def _pieces(self) -> list[bytes]:
-        return [os.pread(self._file.fileno(), PIECE, at) for at in range(0, self.size, PIECE)]
+    def pieces(self, size: int) -> Iterator[bytes]:
+        self._file.flush()
+        return (os.pread(self._file.fileno(), size, at) for at in range(0, self.size, size))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -88,6 +89,12 @@ class Payload:
     def read(self) -> bytes:
         """Give all bytes; for a large context that is a copy."""
         return self.data if isinstance(self.data, bytes) else self.data.read()
+
+    def pieces(self, size: int) -> Iterator[bytes]:
+        """Give the bytes in pieces of `size`, the last one shorter; none of an empty context."""
+        if isinstance(self.data, bytes):
+            return (self.data[at : at + size] for at in range(0, len(self.data), size))
+        return self.data.pieces(size)
 
     def place(self, path: str) -> None:
         """Put the bytes into a new file that only this user can read."""

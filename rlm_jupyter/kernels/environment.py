@@ -13,10 +13,11 @@ import anyio
 
 from rlm_jupyter.errors import KernelDied, ProtocolError
 from rlm_jupyter.kernels.guest import wire
-from rlm_jupyter.kernels.guest.frames import Header
+from rlm_jupyter.kernels.guest.frames import HEADER_CAP, MESSAGE_CAP, Header
 from rlm_jupyter.kernels.kernel import Kernel
 from rlm_jupyter.kernels.messages import Answer, Incoming
 from rlm_jupyter.kernels.transports import FramedStream
+from rlm_jupyter.settings import BATCH_CAP, PICTURE_CAP, PROMPT_CAP, VALUE_CAP
 
 if TYPE_CHECKING:
     from rlm_jupyter.contexts import Payload
@@ -26,11 +27,25 @@ SILENCE_SECONDS = 15.0
 """A supervisor tells every 2 s that it is alive; one that is silent for so long is taken for dead."""
 
 
+def guest_caps() -> dict[str, int]:
+    """Give the caps that a supervisor and its kernels keep on their side."""
+    return {
+        "prompt": PROMPT_CAP,
+        "batch": BATCH_CAP,
+        "value": VALUE_CAP,
+        "picture": PICTURE_CAP,
+        "message": MESSAGE_CAP - HEADER_CAP,
+    }
+
+
 class Place(Protocol):
     """Where a supervisor runs, and what can be done to it besides talking."""
 
     name: str
     isolation: str
+
+    def lost(self) -> str:
+        """Say in a sentence what has happened when the stream has ended, and what is lost with it."""
 
     async def deliver(self, payload: Payload) -> str:
         """Put a context where the kernels can read it; give its file's name."""
@@ -160,7 +175,7 @@ class Environment:
         if reason is not None and not isinstance(reason, OSError):
             self.kill(reason)
         else:
-            self._end(KernelDied("The process that runs the kernels is gone, and every variable with it."))
+            self._end(KernelDied(self._place.lost()))
 
     def _end(self, error: Exception) -> None:
         if self._ended is not None:

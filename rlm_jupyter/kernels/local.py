@@ -7,9 +7,7 @@ token that it got through that pipe.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import importlib.util
 import json
 import os
 import re
@@ -26,11 +24,11 @@ import anyio
 import anyio.to_thread
 
 from rlm_jupyter.errors import KernelStartError, SettingsError
-from rlm_jupyter.kernels.environment import START_SECONDS, Environment
-from rlm_jupyter.kernels.guest import frames, processes
-from rlm_jupyter.kernels.guest.crossing import PACKAGES
+from rlm_jupyter.kernels.child import Child
+from rlm_jupyter.kernels.environment import START_SECONDS, Environment, guest_caps
+from rlm_jupyter.kernels.guest import processes
 from rlm_jupyter.kernels.transports import Listener
-from rlm_jupyter.settings import BATCH_CAP, ENVIRONMENTS, PICTURE_CAP, PROMPT_CAP, VALUE_CAP, did_you_mean
+from rlm_jupyter.settings import ENVIRONMENTS, did_you_mean
 
 if TYPE_CHECKING:
     from rlm_jupyter.contexts import Payload
@@ -86,7 +84,7 @@ async def open_local(kernel: str | None = None, *, how: str = "spare") -> Enviro
     try:
         await listener.start()
         environment = Environment(place)
-        place.launch(
+        child = place.launch(
             {
                 "host": "127.0.0.1",
                 "port": listener.port,
@@ -96,7 +94,7 @@ async def open_local(kernel: str | None = None, *, how: str = "spare") -> Enviro
             }
         )
         with anyio.fail_after(OPEN_SECONDS):
-            stream = await place.or_exit(listener.connection(environment.receive, environment.closed))
+            stream = await child.or_exit(listener.connection(environment.receive, environment.closed))
             await environment.connect(stream)
     except BaseException as error:
         listener.close()
@@ -119,50 +117,32 @@ class LocalPlace:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
+        self._child: Child | None = None
         self._log: IO[bytes] = open(os.path.join(folder, "log"), "w+b")  # noqa: SIM115
         self._files = 0
 
-    def launch(self, settings: dict[str, Any]) -> None:
+    def launch(self, settings: dict[str, Any]) -> Child:
         """Start the supervisor and hand it its settings."""
-        caps = {
-            "prompt": PROMPT_CAP,
-            "batch": BATCH_CAP,
-            "value": VALUE_CAP,
-            "picture": PICTURE_CAP,
-            "message": frames.MESSAGE_CAP - frames.HEADER_CAP,
-        }
-        packages = [name for name in PACKAGES if importlib.util.find_spec(name) is not None]
         settings |= {
-            "packages": packages,
             "folder": self.folder,
-            "caps": caps,
+            "caps": guest_caps(),
             "start_seconds": START_SECONDS - 5,
             "host_pid": os.getpid(),
         }
         _copy_font_lists(os.path.join(self.folder, "mpl"))
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", str(_GUEST)],
-            cwd=self.folder, env=clean_environment(os.environ), start_new_session=True,
-            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._log,
+        self._child = Child(
+            [sys.executable, "-P", str(_GUEST)], self._log,
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd=self.folder, env=clean_environment(os.environ),
         )  # fmt: skip
-        assert self._process.stdin is not None
+        stdin = self._child.process.stdin
+        assert stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended already: `or_exit` tells why
-            self._process.stdin.write(json.dumps(settings).encode() + b"\n")
-            self._process.stdin.flush()
+            stdin.write(json.dumps(settings).encode() + b"\n")
+            stdin.flush()
+        return self._child
 
-    async def or_exit(self, wanted: Any) -> Any:
-        """Await `wanted`, or raise EOFError when the supervisor ends first."""
-        work = asyncio.ensure_future(wanted)
-        exit_ = asyncio.ensure_future(self._exit())
-        try:
-            await asyncio.wait({work, exit_}, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                return work.result()
-            raise EOFError
-        finally:
-            work.cancel()
-            exit_.cancel()
+    def lost(self) -> str:
+        return "The process that runs the kernels is gone, and every variable with it."
 
     async def deliver(self, payload: Payload) -> str:
         self._files += 1
@@ -177,50 +157,27 @@ class LocalPlace:
 
     def log(self) -> str:
         """Give the last line of what the supervisor wrote on its standard error."""
-        with contextlib.suppress(OSError, ValueError):
-            self._log.seek(0)
-            lines = self._log.read()[-4096:].decode("utf-8", "replace").strip().splitlines()
-            return lines[-1][:500] if lines else ""
-        return ""
+        lines = self._child.said().splitlines() if self._child is not None else []
+        return lines[-1][:500] if lines else ""
 
     def kill(self) -> None:
-        if self._process is not None and self._process.poll() is None:
+        if self._child is not None and self._child.status is None:
             table = processes.parents()
-            processes.kill([self._process.pid, *processes.descendants([self._process.pid], table)])
+            processes.kill([self._child.pid, *processes.descendants([self._child.pid], table)])
 
     async def end(self) -> None:
-        process = self._process
-        if process is not None:
-            assert process.stdin is not None
+        child = self._child
+        if child is not None:
+            assert child.process.stdin is not None
             with contextlib.suppress(OSError):
-                process.stdin.close()
+                child.process.stdin.close()
             with anyio.move_on_after(END_SECONDS):
-                await self._exit()
+                await child.exit()
             self.kill()
             with anyio.move_on_after(END_SECONDS):
-                await self._exit()
-            process.poll()
+                await child.exit()
         self._log.close()
         await anyio.to_thread.run_sync(_remove, self.folder)
-
-    async def _exit(self) -> None:
-        """Wait until the supervisor's process has ended."""
-        process = self._process
-        if process is None or process.poll() is not None:
-            return
-        if not hasattr(os, "pidfd_open"):
-            await anyio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
-            return
-        loop = asyncio.get_running_loop()
-        over = asyncio.Event()
-        fd = os.pidfd_open(process.pid)
-        loop.add_reader(fd, over.set)
-        try:
-            await over.wait()
-        finally:
-            loop.remove_reader(fd)
-            os.close(fd)
-        process.poll()
 
 
 def _run_folder() -> str:

@@ -20,6 +20,7 @@ from rlm_jupyter.kernels.guest.frames import FrameError, Header, Parser, pack
 HELLO_CAP = 4096
 HELLO_SECONDS = 5.0
 STRANGERS = 64
+WRITE_AHEAD = 4 * 1024 * 1024
 
 
 class FramedStream(asyncio.Protocol):
@@ -36,6 +37,8 @@ class FramedStream(asyncio.Protocol):
         self._parser = Parser()
         self._reason: Exception | None = None
         self._ended = False
+        self._writable = asyncio.Event()
+        self._writable.set()
 
     @property
     def open(self) -> bool:
@@ -46,6 +49,16 @@ class FramedStream(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             for piece in pack(*wire.encode(message)):
                 self._transport.write(piece)
+
+    async def drain(self) -> None:
+        """Wait until what was sent has left for the most part. At the end of the stream it returns at once."""
+        await self._writable.wait()
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
 
     def close(self, reason: Exception | None = None) -> None:
         if self._reason is None:
@@ -72,9 +85,25 @@ class FramedStream(asyncio.Protocol):
             self.close(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._writable.set()
         if not self._ended:
             self._ended = True
             self.closed(self._reason or exc)
+
+
+async def open_stream(
+    sock: socket.socket, receive: Callable[[Header, bytes], None], closed: Callable[[Exception | None], None]
+) -> FramedStream:
+    """Speak over a connected socket; `receive` and `closed` as of FramedStream."""
+
+    def make() -> FramedStream:
+        stream = FramedStream()
+        stream.receive, stream.closed = receive, closed
+        return stream
+
+    transport, stream = await asyncio.get_running_loop().create_connection(make, sock=sock)
+    transport.set_write_buffer_limits(high=WRITE_AHEAD)
+    return stream
 
 
 class _Caller(FramedStream):
