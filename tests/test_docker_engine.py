@@ -74,6 +74,8 @@ def test_without_an_engine_ci_fails(tmp_path: Path) -> None:
 
 @pytest.mark.needs("dockerd")
 def test_an_engine_is_started_keeps_no_pipe_open_and_is_not_started_twice() -> None:
+    bridge = Path("/sys/class/net/docker0")
+    there = bridge.exists()
     with second_engine() as (engine, pid):  # its script has ended with its output read to the end, so the engine holds no pipe
         opened = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir() if int(path.name) < 3}
         assert opened == {"/dev/null", str(Path(engine.host.removeprefix("unix://")).parent / "log")}
@@ -82,6 +84,7 @@ def test_an_engine_is_started_keeps_no_pipe_open_and_is_not_started_twice() -> N
         subprocess.run([SCRIPTS / "docker-engine", folder], check=True, timeout=30)
         assert int((folder / "pid").read_text()) == pid
         assert engine.containers() == set()
+        assert bridge.exists() == there  # the machine's own engine keeps its network
     assert not folder.exists()
     with pytest.raises(EngineError):
         engine.run("version")
