@@ -11,7 +11,7 @@ import base64
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import anyio
 
@@ -22,7 +22,7 @@ from rlm_jupyter.errors import KernelDied, RLMError
 from rlm_jupyter.kernels.environment import Environment
 from rlm_jupyter.kernels.kernel import CellResult, Final, Kernel, Output
 from rlm_jupyter.kernels.messages import CallOutcome, CallRequest
-from rlm_jupyter.lm.client import Message
+from rlm_jupyter.lm.client import ImagePart, Message, TextPart
 from rlm_jupyter.lm.handler import LMHandler
 from rlm_jupyter.lm.prices import price_for
 from rlm_jupyter.pictures import Picture
@@ -236,12 +236,10 @@ class Node:
         return [picture for picture in shown if len(picture.data) <= PICTURE_FOR_LM][-PICTURES_FOR_LM:]
 
     def _tell(self, text: str, pictures: Sequence[Picture] = ()) -> None:
-        message: dict[str, Any] = {"role": "user", "content": text}
+        content: str | list[TextPart | ImagePart] = text
         if pictures:
-            urls = [f"data:{each.media_type};base64,{base64.b64encode(each.data).decode('ascii')}" for each in pictures]
-            parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-            message["content"] = [{"type": "text", "text": text}, *parts]
-        self._messages.append(cast(Message, message))
+            content = [{"type": "text", "text": text}, *map(_part, pictures)]
+        self._messages.append({"role": "user", "content": content})
 
     def _cut(self, reply: replies.Reply) -> str:
         return prompts.CUT.format(limit=self._settings.max_output_tokens) if reply.cut else ""
@@ -262,3 +260,8 @@ class Node:
 def _shown(cell: int, picture: Picture) -> events.CellPicture:
     data = base64.b64encode(picture.data).decode("ascii")
     return events.CellPicture(cell=cell, media_type=picture.media_type, width=picture.width, height=picture.height, data=data)
+
+
+def _part(picture: Picture) -> ImagePart:
+    data = base64.b64encode(picture.data).decode("ascii")
+    return {"type": "image_url", "image_url": {"url": f"data:{picture.media_type};base64,{data}"}}

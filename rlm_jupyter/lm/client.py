@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 from urllib.parse import urlsplit
 
 import anyio
@@ -27,16 +27,42 @@ from rlm_jupyter.lm.failures import Failure, ParameterRefused, Spent, Told, one_
 if TYPE_CHECKING:
     from rlm_jupyter.lm.connection import Connection
 
-__all__ = ["LM", "Completion", "Message", "OpenAILM"]
+__all__ = ["LM", "Completion", "ImagePart", "Message", "OpenAILM", "TextPart", "text_of"]
 
 _CAP_NAMES = (NEW_CAP, OLD_CAP)
 
 
+class ImageURL(TypedDict):
+    """Where an image is: here always a `data:` URL."""
+
+    url: str
+
+
+class TextPart(TypedDict):
+    """A text in a message of several parts."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImagePart(TypedDict):
+    """A picture in a message of several parts."""
+
+    type: Literal["image_url"]
+    image_url: ImageURL
+
+
 class Message(TypedDict):
-    """One message of a chat."""
+    """One message of a chat: a text, or a text and pictures."""
 
     role: str
-    content: str
+    content: str | list[TextPart | ImagePart]
+
+
+def text_of(message: Message) -> str:
+    """Give the text of a message, without its pictures."""
+    content = message["content"]
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content if part["type"] == "text")
 
 
 class LM(Protocol):

@@ -18,7 +18,7 @@ import anyio.lowlevel
 
 from rlm_jupyter.events import Usage
 from rlm_jupyter.lm import demo_question
-from rlm_jupyter.lm.client import Completion, Message
+from rlm_jupyter.lm.client import Completion, Message, text_of
 from rlm_jupyter.lm.demo_question import Quest
 
 SAYS = "I am the demo stand-in, not a language model: I search by fixed rules. First, what is in `context`?"
@@ -170,14 +170,14 @@ class DemoLM:
         on_text: Callable[[str], None] | None = None,
     ) -> Completion:
         """Reply at once; the usage is an estimate of four characters a token."""
-        text = next_turn(messages) if len(messages) > 1 else extract(messages[0]["content"])
+        text = next_turn(messages) if len(messages) > 1 else extract(text_of(messages[0]))
         cut = text[: 4 * max_output_tokens]
         for start in range(0, len(cut) if on_text else 0, 80):
             assert on_text is not None
             on_text(cut[start : start + 80])
             await anyio.lowlevel.checkpoint()
         await anyio.lowlevel.checkpoint()
-        size = sum(len(message["content"]) for message in messages)
+        size = sum(len(text_of(message)) for message in messages)
         usage = Usage(input_tokens=size // 4 + 1, output_tokens=len(cut) // 4 + 1, estimated=True)
         return Completion(cut, usage, "stop" if cut == text else "length", "demo")
 
@@ -189,11 +189,11 @@ def next_turn(messages: Sequence[Message]) -> str:
     """Write the root's next reply, chosen from the conversation so far."""
     question, task = _question(messages)
     quest = demo_question.read(question)
-    mine = [message["content"] for message in messages if message["role"] == "assistant"]
+    mine = [text_of(message) for message in messages if message["role"] == "assistant"]
     if not mine:
         return _turn(SAYS, PROBE + ("" if question else READ_TASK))
     searched = "hits = " in mine[-1]
-    told = re.search(r"\b(\d{1,9}) (?:hits in \d+ texts|candidates)\b", messages[-1]["content"])
+    told = re.search(r"\b(\d{1,9}) (?:hits in \d+ texts|candidates)\b", text_of(messages[-1]))
     count = int(told[1]) if told else 0
     if told is None and (searched or "candidates = " in mine[-1]):
         return _turn("That did not work, so I have no answer.", GIVE_UP, terms=quest.terms)
@@ -223,10 +223,10 @@ def _turn(says: str, code: str, **values: object) -> str:
 
 def _question(messages: Sequence[Message]) -> tuple[str, str]:
     """Give the first user message's question and ""; where it holds none, twice the task that the probed context showed."""
-    first = next(message["content"] for message in messages if message["role"] == "user")
+    first = next(text_of(message) for message in messages if message["role"] == "user")
     if match := re.match(r"Question:\n(.*?)\n\nContext:\n", first, re.DOTALL):
         return match[1].strip(), ""
-    shown = messages[3]["content"].partition("The task may be in here:")[2] if len(messages) > 3 else ""
+    shown = text_of(messages[3]).partition("The task may be in here:")[2] if len(messages) > 3 else ""
     asked = re.findall(r"[^.!?\n]*\?", shown[:2000]) or [""]
     return asked[-1].strip(), asked[-1].strip()
 
