@@ -135,7 +135,13 @@ class RLM:
 
     async def acompletion(self, prompt: Any, root_prompt: str | None = None) -> RLMResult:
         """Do as `completion` does, awaitable from any event loop. Cancelling it stops the run."""
-        run = self.start(prompt, root_prompt)
+        # Preparing a large context takes seconds: in a thread, so that the caller's loop goes on meanwhile.
+        starting = asyncio.get_running_loop().run_in_executor(None, self.start, prompt, root_prompt)
+        try:
+            run = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            starting.add_done_callback(_stop_started)
+            raise
         try:
             return _successful(await asyncio.wrap_future(run.future))
         except asyncio.CancelledError:
@@ -151,6 +157,11 @@ class RLM:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _stop_started(starting: asyncio.Future[Run]) -> None:
+    if not starting.cancelled() and starting.exception() is None:
+        starting.result().stop()
 
 
 def _successful(result: RLMResult) -> RLMResult:

@@ -7,6 +7,7 @@ import itertools
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from rlm_jupyter import RLM, LimitReached, LMError, RLMError, RunStopped, SettingsError
 from rlm_jupyter.engine import Engine
+from rlm_jupyter.run import Run
 from rlm_jupyter.testing import Reply, Request, ScriptedServer
 from rlm_jupyter.trace import Trace
 from tests.models import answer, code, scripted, text_of
@@ -359,6 +361,56 @@ async def test_acompletion_works_within_a_running_loop_and_cancels(engine: Engin
         with pytest.raises(asyncio.CancelledError):
             await task
         await asyncio.to_thread(server.wait_for, 2, ended=True)
+
+
+class Slow:
+    """A context that takes its time: it is pickled only once `go` is set."""
+
+    def __init__(self) -> None:
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.begun.set()
+        assert self.go.wait(30)
+        return int, ()
+
+
+@pytest.mark.anyio
+async def test_acompletion_prepares_the_context_beside_the_loop(engine: Engine) -> None:
+    with scripted([answer("type(context).__name__")], engine=engine) as (rlm, server):
+        slow = Slow()
+        task = asyncio.ensure_future(rlm.acompletion(slow, root_prompt="q"))
+        assert await asyncio.to_thread(slow.begun.wait, 30)
+        assert not task.done()
+        slow.go.set()
+        assert (await task).value == "int"
+        assert len(server.requests) == 1
+
+
+class Kept(RLM):
+    """Gives the run that was started last as `kept`."""
+
+    kept: Future[Run]
+
+    def start(self, prompt: Any, root_prompt: str | None = None) -> Run:
+        self.kept.set_result(super().start(prompt, root_prompt))
+        return self.kept.result()
+
+
+@pytest.mark.anyio
+async def test_acompletion_cancelled_while_it_prepares_is_stopped(engine: Engine) -> None:
+    with ScriptedServer([Reply(hold=True)]) as server:
+        rlm = Kept(backend_kwargs={"model_name": "root", "base_url": server.url}, engine=engine)
+        rlm.kept = Future()
+        slow = Slow()
+        task = asyncio.ensure_future(rlm.acompletion(slow, root_prompt="q"))
+        assert await asyncio.to_thread(slow.begun.wait, 30)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        slow.go.set()
+        run = await asyncio.to_thread(rlm.kept.result, 30)
+        assert (await asyncio.to_thread(run.wait, 30)).status == "stopped"
 
 
 @pytest.mark.anyio
