@@ -40,9 +40,11 @@ same order. Far faster than a loop. An item that failed is a FailedReply: a str 
 - `FINAL_VAR(var)`: gives the answer and ends the run.
 
 How to finish: call FINAL_VAR in a repl fence; the run ends when that cell ends without an error. `FINAL_VAR(answer)` gives a \
-value; `FINAL_VAR("answer")`, a string literal, gives the variable of that name, which must exist. Text, numbers, lists and \
-dicts keep their type. Call it when you have seen the real output that your answer rests on, not in the reply that first asks \
-for it, and before the last turn. The answer should be complete in itself: the user sees it without your reasoning.
+value; `FINAL_VAR("answer")`, a string literal, gives the variable of that name, which must exist. Text, numbers, dates, \
+bytes, nested lists and dicts, arrays, Series, DataFrames and pictures (matplotlib figures, PNG) keep their type: give the \
+object itself, not its print. Anything else arrives as text. Call it when you have seen the real output that your answer \
+rests on, not in the reply that first asks for it, and before the last turn. The answer should be complete in itself: the \
+user sees it without your reasoning.
 
 Limits: each message tells which turn this is and how many requests, seconds, dollars and tokens are left for all that you \
 and the LMs you ask still do. When one is used up the run ends, answered or not: plan for it.

@@ -10,7 +10,7 @@ from rlm_jupyter.kernels.kernel import Output
 from rlm_jupyter.prompts import Left, Ran, first_message, outputs_message, shorten, turn_line
 
 LEFT = Left(iteration=2, iterations=30, calls=990, seconds=1700.4, dollars=1.5)
-FROZEN = "de23333968faf7236afb3827c2f4e93cab8af9133d7bc16339e056536f95fae2"
+FROZEN = "7f17ff7ddbbf2580b99d48c98b86b820ab4b33bcf5d8bacfb8e466a742397941"
 
 
 def test_the_system_prompt_is_frozen() -> None:
@@ -22,6 +22,13 @@ def test_the_system_prompt_names_every_helper() -> None:
     for name in ("context", "llm_query(", "llm_query_batched(", "FINAL_VAR(", "SHOW_VARS("):
         assert name in prompts.SYSTEM
     assert "rlm_query" not in prompts.SYSTEM
+
+
+def test_the_system_prompt_tells_which_answers_keep_their_type() -> None:
+    finish = prompts.SYSTEM.partition("\nHow to finish")[2].partition("\nLimits")[0]
+    for kind in ("numbers", "dates", "bytes", "nested lists and dicts", "arrays", "DataFrames", "pictures"):
+        assert kind in finish
+    assert "Anything else arrives as text" in finish
 
 
 def test_the_system_prompt_teaches_in_this_order() -> None:
