@@ -6,12 +6,13 @@ import itertools
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from rlm_jupyter import RLM
-from rlm_jupyter.testing import ScriptedServer
+from rlm_jupyter.engine import Engine
+from rlm_jupyter.kernels.environment import Environment
+from rlm_jupyter.testing import Request, ScriptedServer
 from tests.models import answer, code
 
 MEASURE = """
@@ -61,12 +62,35 @@ def test_a_context_takes_at_most_three_and_a_half_times_its_size(make: str) -> N
     assert 1.0 < float(ran.stdout) <= 3.5
 
 
-def test_what_is_sent_in_each_iteration_does_not_grow_with_the_context(tmp_path: Path) -> None:
-    with ScriptedServer([*[code("print(len(context))")] * 50, answer("len(context)")]) as server:
-        with RLM(backend_kwargs={"model_name": "m", "base_url": server.url}, max_iterations=60) as rlm:
+class Watched(Engine):
+    """An engine that tells which environment it has leased."""
+
+    leased: Environment
+
+    async def lease(self, kernel: str | None) -> Environment:
+        self.leased = await super().lease(kernel)
+        return self.leased
+
+
+def test_what_is_sent_in_each_iteration_does_not_grow_with_context_and_state() -> None:
+    """50 iterations with a context of 20 MB and as much state: neither the LM nor the kernel is sent any of it again."""
+    to_kernel: list[int] = []
+    engine = Watched()
+
+    def root(request: Request) -> str:
+        to_kernel.append(engine.leased.sent)
+        last = len(to_kernel) == 51
+        return answer("len(context) + len(state)") if last else code("state = context[::-1]; print(len(state))")
+
+    with ScriptedServer(root) as server:
+        with RLM(backend_kwargs={"model_name": "m", "base_url": server.url}, max_iterations=60, engine=engine) as rlm:
             result = rlm.completion("x" * 20_000_000, "How long?")
-        sizes = [len(json.dumps(request.body)) for request in server.requests]
-    assert (result.value, result.iterations) == (20_000_000, 51)
-    added = [after - before for before, after in itertools.pairwise(sizes)]
-    assert max(added) - min(added) < 100
-    assert sizes[-1] < 100_000
+        to_lm = [len(json.dumps(request.body)) for request in server.requests]
+    engine.close()
+    assert (result.value, result.iterations) == (40_000_000, 51)
+    for sizes, at_most in ((to_lm, 100_000), (to_kernel, 20_000)):
+        added = [after - before for before, after in itertools.pairwise(sizes)]
+        assert len(added) == 50
+        assert 0 < max(added) < 1_000
+        assert max(added) - min(added) < 100
+        assert sizes[-1] < at_most

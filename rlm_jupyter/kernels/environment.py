@@ -90,6 +90,11 @@ class Environment:
         """Whether kernels can still be started here."""
         return self._ended is None
 
+    @property
+    def sent(self) -> int:
+        """Bytes that went to the supervisor over its stream so far."""
+        return self._stream.sent if self._stream is not None else 0
+
     async def connect(self, stream: FramedStream) -> None:
         """Take over a stream whose supervisor is about to say Ready; called once, by the launcher."""
         self._stream = stream

@@ -27,12 +27,13 @@ class FramedStream(asyncio.Protocol):
     """Messages both ways over one asyncio transport.
 
     `receive` is called with header and body of each message; what it raises closes the stream, as do bytes that are no frames.
-    `closed` is called once at the end, with the reason or None.
+    `closed` is called once at the end, with the reason or None. `sent` counts the bytes that were given to the transport.
     """
 
     def __init__(self) -> None:
         self.receive: Callable[[Header, bytes], None] = lambda header, body: None
         self.closed: Callable[[Exception | None], None] = lambda error: None
+        self.sent = 0
         self._transport: asyncio.Transport | None = None
         self._parser = Parser()
         self._reason: Exception | None = None
@@ -49,6 +50,7 @@ class FramedStream(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             for piece in pack(*wire.encode(message)):
                 self._transport.write(piece)
+                self.sent += len(piece)
 
     async def drain(self) -> None:
         """Wait until what was sent has left for the most part. At the end of the stream it returns at once."""
