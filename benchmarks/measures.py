@@ -31,6 +31,11 @@ CALLS, WARM_UP = 200, 10
 CONCURRENCY = 64
 """Sub-calls under way at once, where that can be set."""
 TRIVIAL = "One step further.\n\n```repl\npass\n```"
+LARGE = 10_000_000
+"""Characters of the large answer."""
+LARGE_CELL = f"made = 'x' * {LARGE}"
+LARGE_TIMES = 6
+"""Large answers handed over in one turn; the first does not count."""
 DEADLINE = 120.0
 """Seconds that anything here may take."""
 
@@ -137,6 +142,18 @@ class Server:
             under_way += change
             peak = max(peak, under_way)
         return peak
+
+
+def handed_over(answer: Callable[[], str | None]) -> Answer:
+    """Time how long `answer` takes to run the cell that gives the large answer, and to have all of it on the host."""
+    samples = []
+    for _ in range(LARGE_TIMES):
+        began = time.perf_counter()
+        text = answer()
+        samples.append(time.perf_counter() - began)
+        if text is None or len(text) != LARGE:
+            raise RuntimeError("the large answer did not arrive whole")
+    return Answer(samples[1:])
 
 
 def gap_script(final: str) -> list[str]:

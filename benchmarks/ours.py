@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from measures import (
     CONCURRENCY,
+    LARGE_CELL,
     ROOT,
     SUB,
     Answer,
@@ -25,6 +26,7 @@ from measures import (
     calls_cell,
     checked_gaps,
     gap_script,
+    handed_over,
     interrupted,
     serve,
 )
@@ -33,6 +35,7 @@ from rlm_jupyter import RLM
 from rlm_jupyter.kernels.environment import Environment
 from rlm_jupyter.kernels.local import open_local
 from rlm_jupyter.kernels.messages import CallOutcome, CallRequest
+from rlm_jupyter.values import decode
 
 FINAL = "\nFINAL_VAR(measured)"
 TIMES = 3
@@ -146,6 +149,24 @@ def batch(task: Task) -> Answer:
     return batch_answer(*measured(task, batch_cell(task.size)))
 
 
+def large(task: Task) -> Answer:
+    with asyncio.Runner() as runner:
+        environment = runner.run(open_local())
+        kernel = runner.run(environment.start_kernel(no_calls))
+        runner.run(kernel.execute(LARGE_CELL, lambda output: None))
+
+        async def answer() -> str:
+            result = await kernel.execute("FINAL_VAR(made)", lambda output: None)
+            assert result.final is not None, result.error
+            text: str = decode(await kernel.value(result.final))
+            return text
+
+        try:
+            return handed_over(lambda: runner.run(answer()))
+        finally:
+            runner.run(environment.close())
+
+
 def interrupt(task: Task) -> Answer:
     with rlm(task.url) as model:
 
@@ -168,6 +189,7 @@ if __name__ == "__main__":
                 "gap": gap,
                 "calls": calls,
                 "batch": batch,
+                "large": large,
                 "interrupt": interrupt,
             }
         )

@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from measures import (
+    LARGE_CELL,
     ROOT,
     SUB,
     Answer,
@@ -22,6 +23,7 @@ from measures import (
     calls_cell,
     checked_gaps,
     gap_script,
+    handed_over,
     interrupted,
     serve,
 )
@@ -77,6 +79,16 @@ def batch(task: Task) -> Answer:
     return batch_answer(*measured(task, batch_cell(task.size)))
 
 
+def large(task: Task) -> Answer:
+    environment = IPythonREPL(kernel_mode="subprocess", lm_handler_address=("127.0.0.1", 9))
+    try:
+        environment.execute_code(LARGE_CELL)
+        cell = 'answer["content"] = made\nanswer["ready"] = True'
+        return handed_over(lambda: environment.execute_code(cell).final_answer)
+    finally:
+        environment.cleanup()
+
+
 def interrupt(task: Task) -> Answer:
     def run(cell: str) -> None:
         Server(task.url).script([block(cell)])
@@ -86,4 +98,4 @@ def interrupt(task: Task) -> Answer:
 
 
 if __name__ == "__main__":
-    serve({"cold": cold, "gap": gap, "calls": calls, "batch": batch, "interrupt": interrupt})
+    serve({"cold": cold, "gap": gap, "calls": calls, "batch": batch, "large": large, "interrupt": interrupt})

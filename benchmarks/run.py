@@ -197,6 +197,7 @@ async def measure(rounds: int) -> tuple[dict[str, dict[str, Figure]], int]:
         ("gap", every, Task("gap", url)),
         ("calls", every, Task("calls", url)),
         *((f"batch {size}", every, Task("batch", url, size, SUB_CALL)) for size in BATCHES),
+        ("large", (OURS, THEIRS), Task("large", url)),
         ("interrupt", every, Task("interrupt", url)),
     ]
     figures: dict[str, dict[str, Figure]] = {title: {name: Figure() for name in names} for title, names, _ in plan}
@@ -239,6 +240,9 @@ def rows(figures: dict[str, dict[str, Figure]]) -> list[Row]:
         batch, ideal = figures[f"batch {size}"], math.ceil(size / CONCURRENCY) * SUB_CALL
         title = f"{size:,} sub-calls of {_ms(SUB_CALL)} ms at {CONCURRENCY} (ideal {_ms(ideal)})"
         table.append(_against(title, batch, "ideal", ideal, 1.2))
+    large = figures["large"]
+    ours, theirs = large[OURS].median, large[THEIRS].median
+    table.append(Row("FINAL_VAR of 10 MB", str(large[OURS]), str(large[THEIRS]), "", "rlms", ours / theirs, 1.0, 1 / 2))
     table.append(_against("interrupt of an endless cell", interrupt, "floor", interrupt[FLOOR].median, None))
     return table
 
