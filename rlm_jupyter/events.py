@@ -145,7 +145,10 @@ class CellOutput(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CellPicture(Event):
-    """A checked PNG or JPEG that a cell displays, base64 in `data`. Live only: a trace file tells it as text."""
+    """A checked PNG or JPEG that a cell displays, base64 in `data`; that is '' where a trace had no room for it.
+
+    Its checks are the kernel's; who reads it from a file, or from anybody else, checks it again before it shows it.
+    """
 
     cell: int
     media_type: str
@@ -222,7 +225,7 @@ class RunEnded(Event):
     seconds: float
 
 
-LIVE_ONLY: tuple[type[Event], ...] = (ReplyPart, ReplyRestarted, CellPicture)
+LIVE_ONLY: tuple[type[Event], ...] = (ReplyPart, ReplyRestarted)
 
 Emit = Callable[[Event], None]
 """How the loop, the handler and the kernels tell an event: run, number and time are filled in by the run."""

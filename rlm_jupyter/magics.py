@@ -375,7 +375,10 @@ class RLMMagics(Magics):
             path = trace_folder() / f"{os.path.basename(words[0])}.jsonl"
             if not path.is_file():
                 raise UsageError(f"no run has the id {words[0]}; %rlm list shows those of this session")
-            trace = Trace.from_jsonl(path.read_text(encoding="utf-8"))
+            try:
+                trace = Trace.from_file(path)
+            except ValueError as error:
+                raise UsageError(f"{path.name} cannot be shown: {error}") from None
         view = open_view(self.view)
         view.start(trace)
         view.finish()

@@ -1,8 +1,9 @@
 """Events folded into a tree: what the views draw and what `result.trace` is; JSONL out and in.
 
-A trace file lies in a folder that only its owner can read (0700), holds one event per line and stops growing at `FILE_CAP`.
-The context is in it by digest and description only; `%rlm purge` deletes the folder's traces. The tree is built from the
-host's own events, never from what a REPL says about itself.
+A trace file lies in a folder that only its owner can read (0700), holds one event per line and stops growing at `FILE_CAP`;
+of the pictures of a run it holds `PICTURES_CAP`. The context is in it by digest and description only; `%rlm purge` deletes the
+folder's traces. The tree is built from the host's own events, never from what a REPL says about itself. A file that is read
+back may have been written by anybody: it is bounded and typed, and its pictures are what a view checks again.
 """
 
 from __future__ import annotations
@@ -18,11 +19,17 @@ from typing import Any
 import platformdirs
 
 from rlm_jupyter import events
-from rlm_jupyter.events import CellOutput, Event, Usage
+from rlm_jupyter.events import CellOutput, CellPicture, Event, Usage
 
 PICTURES_KEPT = 20
-"""The last pictures of a run that a trace keeps."""
+"""The last pictures of a run that are at hand to be shown."""
+PICTURES_CAP = 16 * 1024 * 1024
+"""Characters of base64 of all pictures that the events of a run, and so its file, hold, and of those at hand to be shown."""
 FILE_CAP = 64 * 1024 * 1024
+LINE_CAP = 12 * 1024 * 1024
+"""Bytes of the longest line that is read: a little more than one picture takes."""
+END_CAP = 2 * 1024 * 1024
+"""Bytes that a full file may still take for its end."""
 FOLDER_CAP = 1024 * 1024 * 1024
 
 
@@ -46,10 +53,14 @@ class Call:
 
 @dataclasses.dataclass(slots=True)
 class Output:
-    """A piece of output, adjacent pieces of one stream joined."""
+    """A piece of output, adjacent pieces of one stream joined.
+
+    `picture` is 0, or the number of a picture in `Trace.pictures` (if it still is among them), which `text` tells in words.
+    """
 
     stream: str
     text: str
+    picture: int = 0
 
 
 @dataclasses.dataclass(slots=True)
@@ -83,6 +94,22 @@ class Iteration:
 
 
 @dataclasses.dataclass(slots=True)
+class PictureRoom:
+    """Room for the pictures of a run. They come first come, first served; one that does not fit is told without its data."""
+
+    left: int = PICTURES_CAP
+
+    def keep(self, event: Event) -> Event:
+        """Give `event`, as it is to be kept."""
+        if not isinstance(event, CellPicture):
+            return event
+        if len(event.data) > self.left:
+            return dataclasses.replace(event, data="")
+        self.left -= len(event.data)
+        return event
+
+
+@dataclasses.dataclass(slots=True)
 class Trace:
     """A run as a tree. Feed it events with `add`, in order; read its fields at any time.
 
@@ -107,7 +134,7 @@ class Trace:
     error: str = ""
     max_iterations: int = 0
     iterations: list[Iteration] = dataclasses.field(default_factory=list)
-    pictures: tuple[events.CellPicture, ...] = ()
+    pictures: dict[int, CellPicture] = dataclasses.field(default_factory=dict)
     notices: list[str] = dataclasses.field(default_factory=list)
     retries: int = 0
     requests: int = 0
@@ -116,6 +143,8 @@ class Trace:
     events: list[Event] = dataclasses.field(default_factory=list, repr=False)
     _cells: dict[int, Cell] = dataclasses.field(default_factory=dict, repr=False)
     _calls: dict[str, Call] = dataclasses.field(default_factory=dict, repr=False)
+    _room: PictureRoom = dataclasses.field(default_factory=PictureRoom, repr=False)
+    _pictured: int = 0
 
     @property
     def calls(self) -> list[Call]:
@@ -131,7 +160,7 @@ class Trace:
 
     def _add(self, event: Event) -> None:
         if not isinstance(event, events.LIVE_ONLY):
-            self.events.append(event)
+            self.events.append(self._room.keep(event))
         match event:
             case events.RunStarted():
                 self.run, self.question, self.settings = event.run, event.question, event.settings
@@ -157,8 +186,8 @@ class Trace:
                 self._iteration(event).cells.append(cell)
             case events.CellOutput():
                 self._output(self._cells[event.cell], event)
-            case events.CellPicture():
-                self.pictures = (*self.pictures, event)[-PICTURES_KEPT:]
+            case CellPicture():
+                self._picture(self._cells[event.cell], event)
             case events.CellEnded():
                 cell = self._cells[event.cell]
                 cell.status, cell.error, cell.omitted, cell.seconds = (
@@ -215,9 +244,23 @@ class Trace:
         else:
             cell.outputs.append(Output(event.stream, event.text))
 
+    def _picture(self, cell: Cell, event: CellPicture) -> None:
+        """Put a picture in its place: at the words that the cell put out for it, else at words of our own."""
+        self._pictured += 1
+        sides = (event.width, event.height)
+        told = f"[a picture of {sides[0]}x{sides[1]}]" if all(0 < side < 10**6 for side in sides) else "[a picture]"
+        last = cell.outputs[-1] if cell.outputs else None
+        if last is None or last.picture or last.stream != "display" or last.text.strip() != told:
+            last = Output("display", told + "\n")
+            cell.outputs.append(last)
+        last.picture = self._pictured
+        self.pictures[self._pictured] = event
+        while len(self.pictures) > PICTURES_KEPT or sum(len(kept.data) for kept in self.pictures.values()) > PICTURES_CAP:
+            del self.pictures[next(iter(self.pictures))]
+
     def to_dict(self) -> dict[str, Any]:
-        """Give the tree as plain JSON values."""
-        fields = {field.name for field in dataclasses.fields(self)} - {"events", "pictures", "_cells", "_calls"}
+        """Give the tree as plain JSON values; of a picture the words that tell it."""
+        fields = {field.name for field in dataclasses.fields(self) if not field.name.startswith("_")} - {"events", "pictures"}
         data: dict[str, Any] = {"version": events.VERSION}
         for name in sorted(fields - {"iterations", "usage"}):
             data[name] = getattr(self, name)
@@ -226,7 +269,7 @@ class Trace:
         return data
 
     def to_jsonl(self) -> str:
-        """Give the trace as the text of a trace file: one event per line."""
+        """Give the trace as the text of a trace file: one event per line, pictures among them."""
         return "".join(event.to_json() + "\n" for event in self.events)
 
     @classmethod
@@ -241,15 +284,30 @@ class Trace:
         """Read a trace back. A last line that was cut off (the writer was killed) is left out; a bad one is a ValueError."""
         return cls.from_events(_parse(text))
 
+    @classmethod
+    def from_file(cls, path: Path) -> Trace:
+        """Read a trace file, which anybody may have written. A ValueError says in one line what is wrong with it."""
+        with path.open("rb") as file:
+            data = file.read(FILE_CAP + END_CAP + 1)
+        if len(data) > FILE_CAP + END_CAP:
+            raise ValueError(f"the trace file is larger than any of ours: over {FILE_CAP + END_CAP:,} bytes")
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"the trace is not UTF-8 at byte {error.start:,}") from None
+        return cls.from_jsonl(text)
+
 
 def _parse(text: str) -> Iterator[Event]:
     lines = text.split("\n")
     for number, line in enumerate(lines, 1):
         if not line:
             continue
+        if len(line) > LINE_CAP:
+            raise ValueError(f"line {number} of the trace is longer than {LINE_CAP:,} characters")
         try:
             data = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             if number == len(lines):
                 return
             raise ValueError(f"line {number} of the trace is not JSON") from None
@@ -280,12 +338,18 @@ class TraceFile:
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
         self._file = os.fdopen(descriptor, "w", encoding="utf-8")
         self._left = cap
-        self._full = False
+        self._full = self._crowded = False
+        self._room = PictureRoom()
 
     def write(self, event: Event) -> None:
         if isinstance(event, events.LIVE_ONLY) or self._file.closed:
             return
-        line = event.to_json() + "\n"
+        kept = self._room.keep(event)
+        line = kept.to_json() + "\n"
+        if kept is not event and not self._crowded:
+            self._crowded = True
+            text = f"the trace file holds {PICTURES_CAP // 1024**2} MiB of pictures: those that do not fit are not in it"
+            line = events.Notice(run=event.run, number=event.number, at=event.at, text=text).to_json() + "\n" + line
         self._left -= len(line)
         if self._left < 0 and not isinstance(event, events.RunEnded):
             if self._full:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html.parser
 import re
+import struct
 import unicodedata
+import zlib
 
 from rlm_jupyter import events
-from rlm_jupyter.events import Event, Usage
+from rlm_jupyter.events import CellPicture, Event, Usage
+from rlm_jupyter.pictures import check
 from tests.runs import DIGEST
 
 PWN = "window.__pwned=1"
@@ -47,6 +52,57 @@ PAYLOADS: dict[str, str] = {
 EVERYTHING = "\n".join(text for name, text in PAYLOADS.items() if not name.startswith("long"))
 
 
+def png(width: int = 24, height: int = 16, seed: bytes = b"\x07", said: tuple[int, int] | None = None) -> bytes:
+    """Give a grey PNG, of other dimensions by its header if `said`. It compresses badly: 1 byte a pixel."""
+    rows = b"".join(b"\0" + _noise(seed + bytes([row % 251, row // 251]), width) for row in range(height))
+    header = struct.pack(">IIBBBBB", *(said or (width, height)), 8, 0, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b""))
+    sums = (struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(sums)
+
+
+def _noise(seed: bytes, size: int) -> bytes:
+    return hashlib.shake_128(seed).digest(size)
+
+
+def coded(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def pictured(cell: int, data: bytes | str, media_type: str = "image/png", width: int = 24, height: int = 16) -> CellPicture:
+    """Give an event that says that a cell made a picture; `data` that is a text is taken for base64."""
+    return CellPicture(
+        cell=cell, media_type=media_type, width=width, height=height, data=data if isinstance(data, str) else coded(data)
+    )
+
+
+SVG = f"<svg xmlns='http://www.w3.org/2000/svg' onload='{PWN}'><image href='http://pwned.invalid/a.png'/></svg>".encode()
+HTML = f"<img src=x onerror={PWN}><script>{PWN}</script>".encode()
+BREAK_OUT = f'" onerror="{PWN}" x="'
+FORGED: dict[str, CellPicture] = {
+    "an SVG": pictured(2, SVG, "image/svg+xml"),
+    "an SVG that says PNG": pictured(2, SVG),
+    "HTML that says PNG": pictured(2, HTML),
+    "HTML": pictured(2, HTML, "text/html"),
+    "an address": pictured(2, "http://pwned.invalid/a.png"),
+    "a data address": pictured(2, f"data:text/html;base64,{coded(HTML)}"),
+    "a way out of the attribute": pictured(2, BREAK_OUT),
+    "a way out after a picture": pictured(2, coded(png()) + BREAK_OUT),
+    "base64 with lines": pictured(2, coded(png()).replace("a", "a\n")),
+    "base64 that is cut off": pictured(2, coded(png())[:-5]),
+    "base64 that is not ASCII": pictured(2, coded(png())[:-5] + "\u202eé"),
+    "a PNG that is cut off": pictured(2, png()[:-9]),
+    "a PNG that says JPEG": pictured(2, png(), "image/jpeg"),
+    "a PNG with a type to break out": pictured(2, png(), "image/png" + BREAK_OUT),
+    "a PNG that says HTML": pictured(2, png(), "text/html"),
+    "a PNG of other dimensions than are said": pictured(2, png(), width=10**9, height=-1),
+    "a PNG of enormous dimensions": pictured(2, png(said=(2**31 - 1, 2**31 - 1)), width=2**31 - 1, height=2**31 - 1),
+    "dimensions of many digits": pictured(2, png(), width=10**4000, height=10**4000),
+    "a GIF": pictured(2, b"GIF89a" + bytes(40), "image/gif"),
+    "nothing": pictured(2, ""),
+}
+
+
 STREAMS = ("stdout", "stderr", "result", "display", "error")
 
 
@@ -73,7 +129,8 @@ def run_of(text: str) -> list[Event]:
         events.CellStarted(iteration=1, cell=2, code=text),
         *(events.CellOutput(cell=2, stream=stream, text=text) for stream in STREAMS),
         events.CellOutput(cell=2, stream=text, text=text),
-        events.CellPicture(cell=2, media_type=text, width=1, height=2, data=text),
+        CellPicture(cell=2, media_type=text, width=1, height=2, data=text),
+        CellPicture(cell=2, media_type=text, width=24, height=16, data=coded(png())),
         events.CallStarted(call=text + "1", batch="", cell=2, model=text, prompt=text),
         *(events.CallStarted(call=f"{text}{n}", batch=text + "b", cell=2, model=f"{text}{n}", prompt=text) for n in (2, 3, 4)),
         events.CallEnded(call=text + "1", cell=2, reply=text, error="", usage=usage, cost=None, attempts=1, seconds=1.0),
@@ -90,7 +147,7 @@ def run_of(text: str) -> list[Event]:
     return stream
 
 
-TAGS = {"div", "span", "b", "bdi", "pre", "details", "summary", "dl", "dt", "dd", "progress"}
+TAGS = {"div", "span", "b", "bdi", "pre", "details", "summary", "dl", "dt", "dd", "progress", "img"}
 ATTRIBUTES = {
     "style": re.compile(r"[-a-z0-9#%().,:; ]*"),
     "class": re.compile("mathjax_ignore tex2jax_ignore"),
@@ -98,7 +155,21 @@ ATTRIBUTES = {
     "open": re.compile(""),
     "value": re.compile(r"\d+"),
     "max": re.compile(r"\d+"),
+    "src": re.compile(r"data:(image/png|image/jpeg);base64,([A-Za-z0-9+/]+=?=?)"),
+    "alt": re.compile(r"picture of (\d+)x(\d+) made by cell -?\d{1,12}"),
 }
+
+
+def drawn(source: str, alt: str) -> bytes:
+    """Give the bytes of an `<img>` of ours, which must be a checked picture, told truly, with nothing beside it."""
+    found, told = ATTRIBUTES["src"].fullmatch(source), ATTRIBUTES["alt"].fullmatch(alt)
+    assert found is not None, f"src={source[:100]!r}"
+    assert told is not None, f"alt={alt[:100]!r}"
+    data = base64.b64decode(found[2], validate=True)
+    picture = check(data)
+    assert picture.data == data
+    assert (picture.media_type, str(picture.width), str(picture.height)) == (found[1], told[1], told[2])
+    return data
 
 
 class Page(html.parser.HTMLParser):
@@ -108,6 +179,7 @@ class Page(html.parser.HTMLParser):
         super().__init__(convert_charrefs=True)
         self.pieces: list[str] = []
         self.details = 0
+        self.pictures: list[bytes] = []
         self._open: list[str] = []
         self.feed(source)
         self.close()
@@ -122,8 +194,14 @@ class Page(html.parser.HTMLParser):
         for name, value in attrs:
             assert name in ATTRIBUTES, f"{name}={value!r} is not an attribute of ours"
             assert ATTRIBUTES[name].fullmatch(value or ""), f"{name}={value!r}"
-            assert "url" not in (value or "")
+            assert name == "src" or "url" not in (value or "")
         self.details += tag == "details"
+        if tag == "img":
+            values = dict(attrs)
+            assert values.keys() == {"src", "alt", "style"}
+            self.pictures.append(drawn(values["src"] or "", values["alt"] or ""))
+            return
+        assert not {"src", "alt"} & dict(attrs).keys()
         self._open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:

@@ -14,7 +14,7 @@ from rlm_jupyter.events import Event, Usage
 from rlm_jupyter.trace import Trace
 from rlm_jupyter.widgets import fit, html, page, text, words
 from tests.browser.lab import notebook, output_cell
-from tests.payloads import EVERYTHING, PAYLOADS, Page, run_of, unseen
+from tests.payloads import EVERYTHING, FORGED, PAYLOADS, Page, pictured, png, run_of, unseen
 from tests.runs import ANSWER, SPLIT, Script, fenced, long_run, short_run
 
 KB = 1000
@@ -65,12 +65,30 @@ def many_pieces() -> Script:
     return script
 
 
+def picture_run(*numbers: int, side: int = 24, words: int = 0) -> Script:
+    """A run of one turn for each number, whose cell makes so many pictures of about `side` * 16 bytes."""
+    script = Script()
+    for turn, number in enumerate(numbers, 1):
+        script.ask(fenced(f"Plot {turn}. " + "word " * words, "plot()")).run("plot()", ("stdout", f"before {turn}\n"))
+        for place in range(number):
+            script.add(events.CellOutput, cell=script.cell, stream="display", text=f"[a picture of {side}x16]\n")
+            made = pictured(script.cell, png(side, 16, bytes([turn, place])), width=side)
+            script.events.append(dataclasses.replace(made, number=len(script.events)))
+        script.add(events.CellOutput, cell=script.cell, stream="stdout", text=f"after {turn}\n").done()
+    return script
+
+
+def many_pictures() -> Script:
+    return picture_run(*[7] * 40, side=2_000, words=2_000)
+
+
 HUGE = {
     "outputs": big_outputs,
     "calls": many_calls,
     "iterations": many_iterations,
     "batches": many_batches,
     "pieces": many_pieces,
+    "pictures": many_pictures,
     "long": long_run,
 }
 
@@ -81,7 +99,7 @@ def saved_bytes(trace: Trace) -> int:
     view = html.HtmlView(recorder, clock=lambda: 0.0)
     view.start(trace)
     view.finish()
-    return len(notebook([output_cell(*recorder.shown.values())]).encode())
+    return len(notebook([output_cell(*(shown for shown in recorder.shown.values() if "text/html" in shown))]).encode())
 
 
 class Recorder:
@@ -120,6 +138,58 @@ def test_p13_a_payload_in_every_field_is_text_while_running() -> None:
     for _, bundle in recorder.sent:
         assert not unseen(Page(bundle["text/html"]).text)
         assert not unseen(bundle["text/plain"])
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_p13_a_forged_picture_is_words(name: str) -> None:
+    forged = FORGED[name]
+    script = Script().ask(fenced("Plot.", "1")).run("1").done().ask(fenced("Plot.", "plot()")).run("plot()")
+    script.events += [pictured(2, png()), forged]
+    script.done().ask(fenced("Go on.", "2")).run("2").done().end(answer="x")
+    recorder, _ = live(script.events, step=1.0, finish=True)
+    pages = [Page(bundle["text/html"]) for part, bundle in recorder.sent if part == "page"]
+    assert [len(page_.pictures) for page_ in pages] == [0, 1, 1]
+    assert pages[-1].pictures == [png()]
+    assert ", not shown: " in pages[-1].text
+    below = [bundle for bundle in recorder.shown.values() if "text/html" not in bundle]
+    assert below == [{"image/png": pictured(2, png()).data, "text/plain": "picture of 24x16 made by cell 2"}]
+
+
+def test_a_picture_stands_in_its_row_where_the_cell_made_it() -> None:
+    trace = Trace.from_events(picture_run(0, 2, 1).end(answer=ANSWER).events)
+    for shown in (trace, Trace.from_jsonl(trace.to_jsonl())):
+        source = html.render(shown)
+        parsed = Page(source)
+        assert parsed.pictures == [png(24, 16, bytes([2, 0])), png(24, 16, bytes([2, 1])), png(24, 16, bytes([3, 0]))]
+        places = [source.index(words_) for words_ in ("before 2", "made by cell 2", "after 2", "before 3", "made by cell 3")]
+        assert places == sorted(places)
+        assert "[a picture" not in parsed.text
+        assert re.findall(r"\d pictures?", parsed.text) == ["2 pictures", "1 picture"]
+        assert text.render(shown).count("[a picture of 24x16]") == 3
+
+
+def test_pictures_that_do_not_fit_are_told_in_their_rows_and_shown_below() -> None:
+    trace = Trace.from_events(picture_run(5, 5, side=2_000).end(answer=ANSWER).events)
+    recorder, _ = live(trace.events, step=0.3, finish=True)
+    body = Page([bundle["text/html"] for part, bundle in recorder.sent if part == "page"][-1])
+    assert body.pictures == [png(2_000, 16, bytes([2, place])) for place in (1, 2, 3, 4)]
+    assert body.text.count("a picture of 2000x16, shown below the run") == 6
+    below = [bundle["text/plain"] for bundle in recorder.shown.values() if "image/png" in bundle]
+    assert below == ["picture of 2000x16 made by cell 1"] * 5 + ["picture of 2000x16 made by cell 2"] * 5
+    alone = Page(html.render(trace)).text
+    assert alone.count("a picture of 2000x16, too large to be shown here") == 6
+
+
+def test_pictures_leave_the_texts_their_part_of_the_page() -> None:
+    script = big_outputs()
+    plain = Page(html.render(Trace.from_events([*script.events])))
+    script.events += [pictured(30, png(1_000, 16, bytes([place])), width=1_000) for place in range(10)]
+    source = html.render(Trace.from_events(script.end(answer=ANSWER).events))
+    parsed = Page(source)
+    assert fit.weight(source) <= page.CAP
+    assert len(parsed.pictures) == 3
+    assert len(parsed.text) > len(plain.text) * 0.55
+    assert ANSWER in parsed.text
 
 
 def test_every_payload_is_shown_and_not_swallowed() -> None:
@@ -312,7 +382,7 @@ def test_an_odd_trace_is_drawn_all_the_same() -> None:
         assert saved_bytes(trace) < 256 * KB
 
 
-def live(stream: list[Event], step: float, ticks: int = 0) -> tuple[Recorder, list[tuple[float, str]]]:
+def live(stream: list[Event], step: float, ticks: int = 0, finish: bool = False) -> tuple[Recorder, list[tuple[float, str]]]:
     """Feed a view with `stream`, the clock moving by `step` seconds with each event and by 0.25 with each tick."""
     trace, now = Trace(), 100.0
     recorder = Recorder(trace)
@@ -325,6 +395,8 @@ def live(stream: list[Event], step: float, ticks: int = 0) -> tuple[Recorder, li
             trace.add(event)
         view.update(event)
         times += [(now, part) for part, _ in recorder.sent[len(times) + 1 :]]
+    if finish:
+        view.finish()
     return recorder, times
 
 
@@ -394,6 +466,19 @@ def test_pages_sent_while_running_are_capped() -> None:
     for part, bundle in recorder.sent:
         if part == "page":
             assert Page(bundle["text/html"]).details <= 2
+
+
+def test_pages_sent_while_running_show_the_pictures_of_the_last_turn_only() -> None:
+    recorder, _ = live(many_pictures().events, step=0.3)
+    pages = [bundle["text/html"] for part, bundle in recorder.sent if part == "page"]
+    assert len(pages) == 39
+    for turn, source in enumerate(pages, 1):
+        parsed = Page(source)
+        assert 4 <= len(parsed.pictures) < 7
+        assert parsed.pictures == [png(2_000, 16, bytes([turn, place])) for place in range(7)][-len(parsed.pictures) :]
+        told = parsed.text.count("a picture of 2000x16, too large to be shown while the run goes on")
+        assert told == 7 - len(parsed.pictures)
+        assert fit.weight(source) <= page.LIVE_CAP + page.LIVE_PICTURES
 
 
 def test_the_end_replaces_both_displays_and_says_no_more() -> None:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 import zlib
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from IPython.utils.capture import capture_output
 from PIL import Image, PngImagePlugin
 
-from rlm_jupyter import events
+from rlm_jupyter.events import CellPicture
 from rlm_jupyter.kernels.kernel import Output
 from rlm_jupyter.pictures import NoPicture, check
 from rlm_jupyter.trace import Trace
-from rlm_jupyter.widgets.html import HtmlView
 from tests.conformance.driving import session
-from tests.runs import Script
+from tests.models import answer, code, scripted
+from tests.payloads import Page
+from tests.shells import open_shell
 
 pytestmark = pytest.mark.anyio
 
@@ -119,23 +123,20 @@ async def test_p14_a_plot_comes_as_a_checked_picture_in_its_place_and_nothing_el
         assert len([output for output in many.outputs if output.picture is not None]) == 20
 
 
-def test_the_saved_notebook_holds_each_picture_as_an_output_of_its_own() -> None:
-    sent: list[dict[str, str]] = []
-    view = HtmlView(publish=lambda bundle, display_id, update: sent.append(dict(bundle)))
-    trace = Trace()
-    view.start(trace)
-    script = Script()
-    script.ask("```repl\nplot()\n```")
-    script.run_cell("plot()") if hasattr(script, "run_cell") else None
-    for event in script.events:
-        trace.add(event)
-    for kind in ("image/png", "image/svg+xml", "text/html"):
-        trace.add(events.CellPicture(cell=1, media_type=kind, width=3, height=2, data="aGk="))
-    view.finish()
-    assert [bundle for bundle in sent if "text/html" not in bundle] == [
-        {"image/png": "aGk=", "text/plain": "picture of 3x2 made by cell 1"}
-    ]
-    assert all("<img" not in bundle.get("text/html", "") for bundle in sent)
+def test_a_run_of_an_earlier_session_is_shown_with_its_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLM_JUPYTER_TRACES", str(tmp_path))
+    with scripted([code(PLOT), answer()]) as (rlm, _):
+        run = rlm.completion("x").trace.run
+    (event,) = [event for event in Trace.from_file(tmp_path / f"{run}.jsonl").events if isinstance(event, CellPicture)]
+    with open_shell() as shell, capture_output() as shown:
+        shell.run('%config RLMMagics.view = "html"')
+        assert shell.run(f"%rlm show {run}").error is None
+    pages = [Page(output.data["text/html"]) for output in shown.outputs if "text/html" in output.data]
+    assert [len(page.pictures) for page in pages] == [0, 0, 1]
+    below = [output.data for output in shown.outputs if "text/html" not in output.data]
+    told = f"picture of {event.width}x{event.height} made by cell 1"
+    assert below == [{"image/png": event.data, "text/plain": told}]
+    assert check(pages[-1].pictures[0]) == check(base64.b64decode(event.data))
 
 
 def test_pictures_are_told_to_the_lm_as_text() -> None:

@@ -57,7 +57,7 @@ MAY_IMPORT = {
     "run": GROUND
     | {"budget", "contexts", "engine", "files", "kernels", "lm", "loop", "redaction", "result", "trace", "values"},
     "rlm": GROUND | {"engine", "lm.table", "result", "run"},
-    "widgets": {"events", "trace"},
+    "widgets": {"events", "pictures", "trace"},
     "completion": {"lm.prices", "lm.table", "settings"},
     "doctor": GROUND | {"kernels", "lm", "redaction", "trace"},
     "magics": GROUND | {"completion", "contexts", "doctor", "engine", "result", "run", "trace", "widgets"},

@@ -12,8 +12,9 @@ import pytest
 
 from rlm_jupyter import events
 from rlm_jupyter.events import Usage
-from rlm_jupyter.trace import Trace, TraceFile, purge, trace_folder
-from tests.payloads import EVERYTHING, run_of
+from rlm_jupyter.trace import PICTURES_CAP, PICTURES_KEPT, Trace, TraceFile, purge, trace_folder
+from rlm_jupyter.widgets import html, text
+from tests.payloads import EVERYTHING, FORGED, Page, pictured, png, run_of
 from tests.runs import ANSWER, Script, fenced, long_run, short_run
 
 
@@ -23,8 +24,14 @@ def stored(stream: list[events.Event]) -> list[events.Event]:
 
 @pytest.mark.parametrize(
     "stream",
-    [short_run().end(answer=ANSWER).events, long_run().events, run_of(EVERYTHING), Script().events],
-    ids=["short", "long", "hostile", "begun"],
+    [
+        short_run().end(answer=ANSWER).events,
+        long_run().events,
+        run_of(EVERYTHING),
+        Script().events,
+        [*Script().run("1").run("2").events, pictured(1, png()), *FORGED.values()],
+    ],
+    ids=["short", "long", "hostile", "begun", "pictures"],
 )
 def test_a_trace_comes_back_from_its_text_as_it_was(stream: list[events.Event]) -> None:
     trace = Trace.from_events(stream)
@@ -79,6 +86,48 @@ def test_pieces_of_one_stream_are_joined_and_streams_are_kept_apart() -> None:
     assert [(output.stream, output.text) for output in outputs] == [
         ("stdout", "ab"), ("stderr", "c"), ("stdout", "d"), ("result", "1"), ("result", "2"),
     ]  # fmt: skip
+
+
+def plotted(number: int, size: int = 100) -> list[events.Event]:
+    """Give the events of a cell that makes `number` pictures of `size` characters of base64, each told in words first."""
+    script = Script().ask(fenced("Plot.", "plot()")).run("plot()")
+    for place in range(number):
+        script.add(events.CellOutput, cell=1, stream="display", text="[a picture of 24x16]\n")
+        script.events.append(pictured(1, f"{place:04}" + "A" * (size - 4)))
+    return script.done().end(answer=ANSWER).events
+
+
+def test_a_picture_is_kept_at_the_words_that_tell_it() -> None:
+    stream = [*plotted(2), pictured(1, "AAAA", width=10**3000)]
+    trace = Trace.from_events(stream)
+    outputs = trace.iterations[0].cells[0].outputs
+    assert [(output.text, output.picture) for output in outputs] == [
+        ("[a picture of 24x16]\n", 1), ("[a picture of 24x16]\n", 2), ("[a picture]\n", 3),
+    ]  # fmt: skip
+    assert list(trace.pictures.values()) == [event for event in stream if isinstance(event, events.CellPicture)]
+    assert "AAAA" not in json.dumps(trace.to_dict())
+
+
+def test_the_last_pictures_are_at_hand_within_their_cap() -> None:
+    many = Trace.from_events(plotted(50))
+    assert list(many.pictures) == list(range(51 - PICTURES_KEPT, 51))
+    large = Trace.from_events(plotted(10, PICTURES_CAP // 4))
+    assert list(large.pictures) == [7, 8, 9, 10]
+    kept = [event.data for event in large.events if isinstance(event, events.CellPicture)]
+    assert [len(data) for data in kept] == [PICTURES_CAP // 4] * 4 + [0] * 6
+
+
+def test_a_file_holds_pictures_up_to_their_cap_and_says_what_it_left_out(folder: Path) -> None:
+    file = TraceFile(folder, "run")
+    for event in plotted(6, PICTURES_CAP // 4):
+        file.write(event)
+    file.close()
+    assert PICTURES_CAP < file.path.stat().st_size < PICTURES_CAP + 20_000
+    trace = Trace.from_file(file.path)
+    assert [len(picture.data) for picture in trace.pictures.values()] == [PICTURES_CAP // 4] * 4 + [0] * 2
+    assert trace.notices == ["the trace file holds 16 MiB of pictures: those that do not fit are not in it"]
+    assert text.render(trace).count("[a picture of 24x16]") == 6
+    assert Page(html.render(trace)).text.count("a picture of 24x16, not shown: the trace had no room for it") == 2
 
 
 def test_a_reply_is_seen_as_it_streams_in_and_begins_again_after_a_retry() -> None:
@@ -155,6 +204,26 @@ def test_a_full_file_says_so_once_and_still_has_the_end(folder: Path) -> None:
     trace = Trace.from_jsonl(file.path.read_text(encoding="utf-8"))
     assert trace.notices == ["the trace file is full: what follows is not in it"]
     assert (trace.status, trace.answer) == ("answered", ANSWER)
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"\xff{}\n", "the trace is not UTF-8 at byte 0"),
+        (b"[" * 100_000 + b"\n\n", "line 1 of the trace is not JSON"),
+        (b"9" * 10_000 + b"\n\n", "line 1 of the trace is not JSON"),
+        (b'"' + b"x" * (13 * 1024 * 1024) + b'"\n', "line 1 of the trace is longer than 12,582,912 characters"),
+        (bytes(67 * 1024 * 1024), "the trace file is larger than any of ours: over 69,206,016 bytes"),
+        (b'{"kind":"CellPicture","version":1}\n', "CellPicture lacks fields"),
+        (json.dumps(FORGED["an SVG"].to_dict()).encode(), "CellPicture speaks of 2, which never began"),
+    ],
+    ids=["bytes", "nesting", "digits", "line", "file", "fields", "cell"],
+)
+def test_a_file_that_somebody_else_wrote_is_bounded(tmp_path: Path, data: bytes, told: str) -> None:
+    path = tmp_path / "run.jsonl"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=told):
+        Trace.from_file(path)
 
 
 def test_a_file_is_not_written_through_a_link(folder: Path, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Fitting many texts into a page of bounded size: who gets how much of it.
 
-A page is a list of parts: fixed strings of our own, and slots, texts that may be cut. Slots have claims: those of claim 0
-are served first, what they leave goes to claim 1, and so on. Within a claim the short texts are kept whole and the long ones
-are cut to one common length, in the middle, saying how many characters were left out.
+A page is a list of parts: fixed strings of our own; slots, texts that may be cut; and frames, which are written whole or told
+in words. Slots have claims: those of claim 0 are served first, what they leave goes to claim 1, and so on. Within a claim the
+short texts are kept whole and the long ones are cut to one common length, in the middle, saying how many characters were left
+out. Frames, the last first, get what the texts do not need, and `FRAMES` of the page if that is more.
 
 Sizes are what a saved notebook spends: UTF-8 inside a JSON string, a raw newline counted with the indentation of its line.
 """
@@ -17,6 +18,8 @@ LINE = 16
 SHARES = {0: 0.75, 1: 0.5}
 """The part of what is left that a claim may take; the last claim may take it all."""
 
+FRAMES = 0.4
+"""The part of what is left beside the fixed strings that frames may take from the texts."""
 
 Escape = Callable[[str], str]
 
@@ -34,7 +37,15 @@ class Slot:
     escape: Escape | None = None
 
 
-Part = str | Slot
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """A string of ours that is written whole, or, where there is no room for it, `words` instead, a string of ours too."""
+
+    whole: str
+    words: str
+
+
+Part = str | Slot | Frame
 
 
 def weight(text: str) -> int:
@@ -76,13 +87,48 @@ def common_room(weights: Sequence[int], room: int) -> int:
 
 def fixed(parts: Sequence[Part]) -> int:
     """Give the bytes that are spent before any slot gets a text."""
-    return sum(weight(part) if isinstance(part, str) else 4 for part in parts)
+    return sum(4 if isinstance(part, Slot) else weight(part.words if isinstance(part, Frame) else part) for part in parts)
 
 
-def fill(parts: Sequence[Part], cap: int, escape: Escape) -> str:
-    """Join the parts, the slots cut so that the whole stays within `cap` bytes (if its fixed strings alone do)."""
+def fill(parts: Sequence[Part], cap: int, escape: Escape, extra: int = 0) -> str:
+    """Join the parts, the slots cut so that the whole stays within `cap` bytes (if its fixed strings alone do).
+
+    `extra` bytes more are there for frames only.
+    """
     room = max(cap - fixed(parts), 0)
     slots = [part for part in parts if isinstance(part, Slot)]
+    framed = _framed([part for part in parts if isinstance(part, Frame)], slots, room, escape, extra)
+    room -= max(sum(weight(frame.whole) - weight(frame.words) for frame in framed) - extra, 0)
+    texts = _texts(slots, room, escape)
+    return "".join(
+        part
+        if isinstance(part, str)
+        else texts[id(part)]
+        if isinstance(part, Slot)
+        else part.whole
+        if part in framed
+        else part.words
+        for part in parts
+    )
+
+
+def _framed(frames: Sequence[Frame], slots: Sequence[Slot], room: int, escape: Escape, extra: int) -> list[Frame]:
+    """Choose the frames that are written whole, the last first."""
+    if not frames:
+        return []
+    needed = sum(weight(cut(slot.text, slot.cap, slot.escape or escape)) for slot in slots)
+    left = extra + max(int(room * FRAMES), room - needed)
+    chosen: list[Frame] = []
+    for frame in reversed(frames):
+        more = weight(frame.whole) - weight(frame.words)
+        if more <= left:
+            chosen.append(frame)
+            left -= more
+    return chosen
+
+
+def _texts(slots: Sequence[Slot], room: int, escape: Escape) -> dict[int, str]:
+    """Give the text of each slot, by identity, so that together they take at most `room`."""
     claims = sorted({slot.claim for slot in slots})
     texts: dict[int, str] = {}
     for claim in claims:
@@ -95,4 +141,4 @@ def fill(parts: Sequence[Part], cap: int, escape: Escape) -> str:
             texts[id(slot)] = text if need <= limit else cut(slot.text, limit, slot.escape or escape)
             room -= min(need, weight(texts[id(slot)]))
         room = max(room, 0)
-    return "".join(part if isinstance(part, str) else texts[id(part)] for part in parts)
+    return texts

@@ -2,27 +2,26 @@
 
 Two displays, each updated in its place: the status line (at most 2 KB, at most 4 times a second, only when it changed) and the
 page, sent again only when an iteration ends. At the end the same two hold the static result: nothing is left that needs a
-script, a widget or trust.
+script, a widget or trust. Each picture stands below them once more, as an output of its own: the page has room for few, and
+there are readers of notebooks that show no picture within HTML.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 from uuid import uuid4
 
-from rlm_jupyter.events import CellPicture, Event, IterationStarted, RunEnded
+from rlm_jupyter.events import Event, IterationStarted, RunEnded
 from rlm_jupyter.trace import Trace
-from rlm_jupyter.widgets import page, text, words
+from rlm_jupyter.widgets import images, page, text, words
 from rlm_jupyter.widgets.page import CAP, MUTED, SMALL, dotted, render, say
 
 __all__ = ["HtmlView", "bundle", "render"]
 
 INTERVAL = 0.25
 """Seconds between two sendings of the status line."""
-PICTURES_CAP = 12_000_000
-"""Characters of base64 of all pictures in the saved notebook: each is an output of its own, since front ends strip `data:`."""
 STATUS_CAP = 2000
 """Bytes of the status line, its plain text included."""
 
@@ -92,16 +91,14 @@ class HtmlView:
         if self._finished:
             return
         self._finished = True
-        head = page.head(self._trace)
+        head, below = page.head(self._trace), images.below(self._trace.pictures)
         self._send("status", {"text/html": head, "text/plain": text.headline(self._trace)})
-        self._send(
-            "page", {"text/html": page.body(self._trace, CAP - len(head.encode())), "text/plain": text.render(self._trace)}
-        )
-
-        for number, picture in enumerate(_fitting(self._trace.pictures)):
-            plain = f"picture of {picture.width}x{picture.height} made by cell {picture.cell}"
+        body = page.body(self._trace, CAP - len(head.encode()), below=below)
+        self._send("page", {"text/html": body, "text/plain": text.render(self._trace)})
+        for number, picture in below.items():
+            plain = images.told(picture, self._trace.pictures[number].cell)
             self._publish(
-                {picture.media_type: picture.data, "text/plain": plain},
+                {picture.media_type: images.coded(picture), "text/plain": plain},
                 display_id=f"{self._name}-picture-{number}",
                 update=False,
             )
@@ -133,17 +130,6 @@ class HtmlView:
     def _live_page(self) -> dict[str, str]:
         done = words.count(sum(turn.state == "ended" for turn in words.turns(self._trace)), "iteration")
         return {"text/html": page.body(self._trace, page.LIVE_CAP, live=True), "text/plain": f"{done} so far"}
-
-
-def _fitting(pictures: Sequence[CellPicture]) -> list[CellPicture]:
-    """Give the last pictures that fit into `PICTURES_CAP`, of the two kinds that are shown."""
-    kept: list[CellPicture] = []
-    left = PICTURES_CAP
-    for picture in reversed(pictures):
-        left -= len(picture.data)
-        if left >= 0 and picture.media_type in ("image/png", "image/jpeg"):
-            kept.insert(0, picture)
-    return kept
 
 
 def _bar(trace: Trace) -> str:

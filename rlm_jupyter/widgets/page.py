@@ -1,25 +1,30 @@
 """A run as a page of HTML: the answer first, then a collapsible row per iteration, then the totals.
 
-The page is text and structure only: no script, no style sheet, no address to load, no attribute that holds a word of a
-model, a kernel or a user. It reads well where a notebook is not trusted, through nbconvert, on light and on dark, and takes
-less than 256 KB with at most 500 `<details>` however long the run was; what does not fit is told by its count. It is
-displayed with `raw=True`, never through `HTML()`, which opens files and addresses.
+The page is text, structure and checked pictures: no script, no style sheet, no address to load, no attribute that holds a
+word of a model, a kernel or a user. A picture is a `data:` address written from bytes that were checked for this page. It reads
+well where a notebook is not trusted, through nbconvert, on light and on dark, and takes less than 256 KB with at most 500
+`<details>` however long the run was; what does not fit is told by its count. It is displayed with `raw=True`, never through
+`HTML()`, which opens files and addresses.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import html
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
+from rlm_jupyter.pictures import NoPicture
 from rlm_jupyter.trace import Call, Cell, Iteration, Trace
-from rlm_jupyter.widgets import reading, words
-from rlm_jupyter.widgets.fit import Part, Slot, fill, fixed
+from rlm_jupyter.widgets import images, reading, words
+from rlm_jupyter.widgets.fit import Frame, Part, Slot, fill, fixed
+from rlm_jupyter.widgets.images import Album
 
 CAP = 208 * 1024
 """Bytes of one page in a saved notebook: 256 KB less the plain text beside it and the summary line."""
 LIVE_CAP = 64 * 1024
-"""Bytes of the page that is sent while a run goes on."""
+"""Bytes of the page that is sent while a run goes on, pictures aside."""
+LIVE_PICTURES = 192 * 1024
+"""Bytes that the pictures of the last turn may add to it; those of earlier turns are told in words until the end."""
 DETAILS_CAP = 480
 """Collapsible rows of one page: their cost in a browser grows faster than their number."""
 
@@ -57,6 +62,8 @@ ROW = "display:inline-flex;justify-content:space-between;align-items:baseline;co
 LEFT = "min-width:30%;flex-grow:1;overflow:hidden;text-overflow:ellipsis;white-space:nowrap"
 MIDDLE = "min-width:6em;overflow:hidden;text-overflow:ellipsis;white-space:nowrap;font-size:.9em"
 RIGHT = "flex-shrink:0;max-width:62%;text-align:right;font-size:.9em;opacity:.7"
+IMAGE = "display:block;max-width:100%;max-height:36em;width:auto;height:auto;margin:.2em 0 .7em 0;background-color:#fff"
+"""Light under transparent plots, whose text is dark."""
 CALLS = (
     f"margin:.2em 0 .4em .4em;padding-left:.8em;border-left:2px solid {LINE};font-size:.92em;white-space:pre-wrap;"
     "word-wrap:break-word;max-height:36em;overflow:auto"
@@ -146,16 +153,29 @@ def render(trace: Trace, cap: int = CAP) -> str:
     return first + body(trace, cap - len(first.encode()) - 64)
 
 
-def body(trace: Trace, cap: int = CAP, live: bool = False) -> str:
-    """Give what stands under the summary line. `live`: the run goes on; only its last iterations can be opened."""
+def body(trace: Trace, cap: int = CAP, live: bool = False, below: Container[int] = ()) -> str:
+    """Give what stands under the summary line.
+
+    `live`: the run goes on; only its last iterations can be opened. `below`: the pictures that are shown below the run.
+    """
+    turns = _turns(trace, live)
+    numbers = [output.picture for turn in (turns[-1:] if live else turns) for cell in turn.cells for output in cell.outputs]
+    album = Album.of(trace.pictures, [number for number in numbers if number in trace.pictures], below, live)
+    extra = LIVE_PICTURES if live and album.pictures else 0
     parts: list[Part] = []
     for limits in Limits.levels(live):
-        parts = page(*(() if live else _answer(trace)), *_iterations(trace, limits, live), *_ending(trace, live))
+        parts = page(*(() if live else _answer(trace)), *_iterations(turns, limits, live, album), *_ending(trace, live))
         if fixed(parts) <= cap * 6 // 10:
-            return fill(parts, cap, escape)
+            return fill(parts, cap, escape, extra)
     if fixed(parts) > cap:
         parts = page(*_answer(trace))
-    return fill(parts, cap, escape)
+    return fill(parts, cap, escape, extra)
+
+
+def _turns(trace: Trace, live: bool) -> list[Iteration]:
+    """Give the iterations that have rows: while the run goes on, those that have ended."""
+    unfinished = live and trace.iterations and trace.iterations[-1].state != "ended"
+    return trace.iterations[:-1] if unfinished else trace.iterations
 
 
 def _answer(trace: Trace) -> list[Part]:
@@ -173,16 +193,13 @@ def _answer(trace: Trace) -> list[Part]:
     return parts
 
 
-def _iterations(trace: Trace, limits: Limits, live: bool) -> list[Part]:
-    every = trace.iterations
-    if live and every and every[-1].state != "ended":
-        every = every[:-1]
+def _iterations(every: Sequence[Iteration], limits: Limits, live: bool, album: Album) -> list[Part]:
     first = min(3, limits.iterations // 2)
     shown, gap = list(every), []
     if len(every) > limits.iterations:
         last = len(every) - (limits.iterations - first)
-        shown, gap = every[:first] + every[last:], every[first:last]
-    drawn = _drawn([cell for iteration in shown for cell in iteration.cells], limits)
+        shown, gap = [*every[:first], *every[last:]], list(every[first:last])
+    drawn = _drawn([cell for iteration in shown for cell in iteration.cells], limits, album)
     parts: list[Part] = []
     for index, iteration in enumerate(shown):
         if gap and index == first:
@@ -199,13 +216,14 @@ def _gap(iterations: Sequence[Iteration]) -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Drawn:
-    """Which groups of calls, and which calls in them, get a row of their own (by identity)."""
+    """Which groups of calls, and which calls in them, get a row of their own (by identity), and which pictures are drawn."""
 
     groups: frozenset[int]
     rows: frozenset[int]
+    album: Album
 
 
-def _drawn(cells: Sequence[Cell], limits: Limits) -> Drawn:
+def _drawn(cells: Sequence[Cell], limits: Limits, album: Album) -> Drawn:
     every = [group for cell in cells for group in reading.groups(cell)]
     single = [group for group in every if len(group) == 1]
     several = [group for group in every if len(group) > 1]
@@ -217,7 +235,7 @@ def _drawn(cells: Sequence[Cell], limits: Limits) -> Drawn:
     for wanted in (failed, rest):
         granted = reading.fair([len(group) for group in wanted], limits.rows - len(rows))
         rows.update(id(call) for group, number in zip(wanted, granted, strict=True) for call in group[:number])
-    return Drawn(frozenset(id(group[0]) for group in several[: limits.groups]), frozenset(rows))
+    return Drawn(frozenset(id(group[0]) for group in several[: limits.groups]), frozenset(rows), album)
 
 
 def _iteration(iteration: Iteration, drawn: Drawn, whole: bool, is_open: bool) -> list[Part]:
@@ -264,11 +282,27 @@ def _cell(cell: Cell, drawn: Drawn) -> list[Part]:
     if left_out:
         missing = [c for g in reading.groups(cell) if id(g[0]) not in drawn.groups and id(g[0]) not in drawn.rows for c in g]
         parts += tag("div", SMALL, say(f"sub-calls without a row: {words.batch(missing)}"))
-    for segment in reading.segments(cell):
-        parts += tag("pre", ERROR if segment.bad else OUTPUT, Slot(words.visible(segment.text)))
+    for segment in reading.segments(cell, drawn.album.pictures):
+        if segment.picture:
+            parts.append(_picture(segment, cell, drawn.album))
+        else:
+            parts += tag("pre", ERROR if segment.bad else OUTPUT, Slot(words.visible(segment.text)))
     if cell.omitted:
         parts += tag("div", SMALL, say(f"{words.size(cell.omitted)} of output were not kept"))
     return parts
+
+
+def _picture(segment: reading.Segment, cell: Cell, album: Album) -> Part:
+    """Give a picture for its row, or what is said in its place."""
+    found = album.pictures[segment.picture]
+    name = words.one_line(segment.text.strip("[]"), 60)
+    if isinstance(found, NoPicture):
+        return "".join(map(str, tag("div", SMALL, say(f"{name}, not shown: {found}"))))
+    source = f"data:{found.media_type};base64,{images.coded(found)}"
+    return Frame(
+        f'<img src="{source}" alt="{images.told(found, cell.cell)}" style="{IMAGE}">',
+        "".join(map(str, tag("div", SMALL, say(f"{name}, {album.elsewhere(segment.picture)}")))),
+    )
 
 
 def _code(code: str) -> Slot:

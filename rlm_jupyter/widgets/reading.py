@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from rlm_jupyter.trace import Call, Cell, Iteration
 from rlm_jupyter.widgets import words
@@ -27,10 +27,11 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Segment:
-    """Adjacent output of a cell. `bad`: stderr or a traceback."""
+    """Adjacent output of a cell. `bad`: stderr or a traceback. `picture`: its number, where it is one to be drawn."""
 
     text: str
     bad: bool
+    picture: int = 0
 
 
 def _blocks(reply: str) -> list[tuple[str | None, str]]:
@@ -101,18 +102,23 @@ def groups(cell: Cell) -> list[list[Call]]:
     return list(found.values())
 
 
-def segments(cell: Cell, most: int = 12) -> list[Segment]:
-    """Give a cell's output as at most about `most` segments, stdout and results apart from stderr and tracebacks."""
-    found: list[tuple[list[str], bool]] = []
+def segments(cell: Cell, pictures: Container[int] = (), most: int = 12) -> list[Segment]:
+    """Give a cell's output as at most about `most` segments, stdout and results apart from stderr and tracebacks.
+
+    Each of `pictures`, by their numbers, is a segment of its own, and so is what follows it.
+    """
+    found: list[tuple[list[str], bool, int]] = []
     for output in cell.outputs:
         bad = output.stream in ("stderr", "error")
-        if found and (found[-1][1] == bad or len(found) >= most):
+        if output.picture in pictures:
+            found.append(([str(output.text)], False, output.picture))
+        elif found and not found[-1][2] and (found[-1][1] == bad or len(found) >= most):
             before = found[-1][0]
             glue = "" if output.stream in ("stdout", "stderr") or not before or before[-1].endswith("\n") else "\n"
             before.append(glue + str(output.text))
         else:
-            found.append(([str(output.text)], bad))
-    return [Segment(text, bad) for texts, bad in found if (text := "".join(texts).strip("\n")).strip()]
+            found.append(([str(output.text)], bad, 0))
+    return [Segment(text, bad, picture) for texts, bad, picture in found if (text := "".join(texts).strip("\n")).strip()]
 
 
 def fair(wanted: Sequence[int], room: int) -> list[int]:

@@ -285,6 +285,8 @@ def iteration_figures(iteration: Iteration) -> list[str]:
     calls = [call for cell in iteration.cells for call in cell.calls]
     usage, cost = sums([(iteration.usage, iteration.cost), *((call.usage, call.cost) for call in calls)])
     parts = [batch(calls)] if calls else []
+    if shown := sum(output.picture > 0 for cell in iteration.cells for output in cell.outputs):
+        parts.append(count(shown, "picture"))
     parts += [tokens(usage)] + ([money(cost, None, usage)] if cost is not None else [])
     return [*parts, duration(_figure(iteration.seconds) + sum(_figure(cell.seconds) for cell in iteration.cells))]
 

@@ -16,11 +16,13 @@ import nbformat
 import pytest
 from playwright.sync_api import Page
 
+from rlm_jupyter.events import Event
 from rlm_jupyter.trace import Trace
 from rlm_jupyter.widgets import html
 from tests.browser.lab import Browser, Lab, notebook, output_cell
-from tests.payloads import ATTRIBUTES, EVERYTHING, PAYLOADS, TAGS, run_of
+from tests.payloads import ATTRIBUTES, EVERYTHING, FORGED, PAYLOADS, TAGS, drawn, pictured, png, run_of
 from tests.payloads import Page as Parsed
+from tests.runs import Script
 
 pytestmark = [pytest.mark.needs("chromium"), pytest.mark.timeout(600)]
 
@@ -31,13 +33,21 @@ OURS = ".mathjax_ignore"
 NODES = """() => [...document.querySelectorAll('.mathjax_ignore')].map(root => ({
   text: root.textContent,
   nodes: [root, ...root.querySelectorAll('*')].map(node => [node.localName, node.getAttributeNames()]),
+  pictures: [...root.querySelectorAll('img')].map(node => [node.getAttribute('src'), node.alt]),
 }))"""
 OPEN_ALL = "() => document.querySelectorAll('.mathjax_ignore details').forEach(node => { node.open = true; })"
 PWNED = "() => [window.__pwned, document.documentElement.getAttribute('__pwned')].filter(found => found != null)"
 
 
+def forged() -> list[Event]:
+    """Give a run with one true picture among those that are none, as a trace file may hold it."""
+    script = Script().ask("```repl\nplot()\n```").run("1").run("plot()")
+    script.events += [*list(FORGED.values())[:10], pictured(2, png()), *list(FORGED.values())[10:19]]
+    return script.done().end(answer="x").events
+
+
 def bundles() -> list[dict[str, str]]:
-    return [html.bundle(Trace.from_events(run_of(text))) for text in TEXTS]
+    return [html.bundle(Trace.from_events(stream)) for stream in (forged(), *map(run_of, TEXTS))]
 
 
 def settle(page: Page) -> None:
@@ -52,14 +62,15 @@ def squeezed(texts: Iterable[str]) -> str:
     return "".join("".join(texts).split())
 
 
-def check(page: Page, browser: Browser, expected: list[str]) -> None:
-    """Assert that the page shows our outputs as the text that they are, and that nothing came of it."""
+def check(page: Page, browser: Browser, expected: list[str], pictures: int) -> None:
+    """Assert that the page shows our outputs as the text that they are, `pictures` of one kind, and that nothing came of it."""
     found: list[dict[str, Any]] = page.evaluate(NODES)
     assert squeezed(root["text"] for root in found) == squeezed(expected)
     for root in found:
         for tag, attributes in root["nodes"]:
             assert tag in TAGS, f"<{tag}> in our output"
             assert set(attributes) <= ATTRIBUTES.keys(), f"{attributes} in our output"
+    assert [drawn(*image) for root in found for image in root["pictures"]] == [png()] * pictures
     assert page.evaluate(PWNED) == []
     assert browser.dialogs == []
     assert browser.popups == []
@@ -74,7 +85,7 @@ def test_p13_a_saved_notebook_shows_text(lab: Lab, browser: Browser, trusted: bo
     page = browser.open(lab.url(name, f"saved-{trusted}"))
     settle(page)
     assert (page.evaluate("() => window.__control") == 1) is trusted
-    check(page, browser, [Parsed(bundle["text/html"]).text for bundle in shown])
+    check(page, browser, [Parsed(bundle["text/html"]).text for bundle in shown], pictures=1)
     assert browser.foreign() == []
 
 
@@ -93,7 +104,8 @@ def test_p13_an_exported_page_shows_text(tmp_path: Path, browser: Browser) -> No
         page.wait_for_load_state("load")
         urls.append(sorted(browser.requests[before + 1 :]))
         if name == "full":
-            check(page, browser, [Parsed(bundle["text/html"]).text for bundle in shown])
+            check(page, browser, [Parsed(bundle["text/html"]).text for bundle in shown], pictures=1)
+            urls[-1] = [url for url in urls[-1] if not url.startswith("data:image/png;base64,")]
     assert urls[0] == urls[1], "the export asks for what it would ask for without our outputs, and nothing else"
 
 
@@ -124,7 +136,7 @@ def test_p13_a_live_run_shows_text_and_is_saved_as_text(lab: Lab, browser: Brows
     page.keyboard.press("Control+Enter")
     settle(page)
     expected = [Parsed(html.render(Trace.from_events(stream))).text]
-    check(page, browser, expected)
+    check(page, browser, expected, pictures=0)
     page.keyboard.press("Escape")
     with page.expect_response(lambda response: response.request.method == "PUT" and "live.ipynb" in response.url):
         page.keyboard.press("Control+s")

@@ -73,25 +73,47 @@ def test_the_notebooks_stop_button_stops_a_run(lab: Lab, browser: Browser) -> No
     assert "before" in text
 
 
-def test_a_plot_is_seen_live_and_in_the_saved_notebook_also_untrusted(lab: Lab, browser: Browser) -> None:
-    plot = "import matplotlib.pyplot as plt\nplt.figure(figsize=(3, 2), dpi=100); plt.plot([1, 3, 2]); plt.show()"
-    svg = "from IPython.display import SVG\ndisplay(SVG('<svg onload=alert(1) id=forged></svg>'))"
-    with ScriptedServer(models={"root": [code(plot), code(svg), answer("1")]}) as server:
+PLOT = """import matplotlib.pyplot as plt
+plt.figure(figsize=(3, 2), dpi=100)
+plt.plot([1, 3, 2])
+plt.show()"""
+FORGED = "from IPython.display import SVG\ndisplay(SVG('<svg onload=alert(1) id=forged></svg>'))"
+ROWS, BELOW = ".mathjax_ignore details img", ".jp-RenderedImage img"
+
+
+def test_a_plot_is_seen_in_its_row_live_and_in_the_saved_notebook_also_untrusted(lab: Lab, browser: Browser) -> None:
+    turns: list[Reply | str] = [code(PLOT), Reply(code(FORGED), hold=True), answer("1")]
+    with ScriptedServer(models={"root": turns}) as server:
         page, path = start(lab, browser, "magic-plot.ipynb", server)
-        seen(page)
-        save(page, path)
+        seen(page, ROWS)
+        assert page.locator(BELOW).count() == 0
+        server.release()
+        page.get_by_text("Answered").first.wait_for()
+        shown_at_the_end(page)
+        outputs = save(page, path)
+    assert [sorted(output["data"]) for output in outputs] == [["text/html", "text/plain"]] * 2 + [["image/png", "text/plain"]]
     book = nbformat.read(path, as_version=4)
     for trusted in (True, False):
         name = f"magic-plot-{trusted}.ipynb"
         lab.save(name, book.cells, trusted=trusted)
         reopened = browser.open(lab.url(name, Path(name).stem))
         reopened.get_by_text("Answered").first.wait_for()
-        seen(reopened)
+        shown_at_the_end(reopened)
+    assert browser.foreign() == []
 
 
-def seen(page: Page) -> None:
+def shown_at_the_end(page: Page) -> None:
+    """Check that the one picture is below the run, and in its row when that is opened."""
+    seen(page, BELOW)
+    row = page.locator(".mathjax_ignore details summary").first
+    assert "1 picture" in row.inner_text()
+    row.click()
+    seen(page, ROWS)
+
+
+def seen(page: Page, where: str) -> None:
     """Wait for the one picture of a run, and check that it is drawn, and that no other came."""
-    picture = page.locator(".jp-OutputArea-output img")
+    picture = page.locator(where)
     picture.wait_for()
     assert picture.count() == 1
     assert picture.evaluate("image => image.decode().then(() => [image.naturalWidth > 150, image.clientWidth > 100])") == [
