@@ -20,7 +20,7 @@ import anyio
 from anyio.from_thread import BlockingPortal
 
 from rlm_jupyter.kernels.environment import Environment
-from rlm_jupyter.kernels.local import open_local
+from rlm_jupyter.kernels.launch import Launch
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class Engine:
         self._lock = threading.Lock()
         self._portal: BlockingPortal | None = None
         self._thread: threading.Thread | None = None
-        self._warm: tuple[str | None, Environment] | None = None
+        self._warm: tuple[str, Environment] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._at_exit = _close_at_exit(self)
 
@@ -52,20 +52,20 @@ class Engine:
         with contextlib.suppress(RuntimeError):
             self._started().start_task_soon(call)
 
-    async def lease(self, kernel: str | None) -> Environment:
-        """Give a local environment for one run: the warm one where it fits, else a new one."""
-        if self._warm is not None and self._warm[0] == kernel:
+    async def lease(self, launch: Launch) -> Environment:
+        """Give an environment for one run: the warm one where it fits, else a new one."""
+        if self._warm is not None and self._warm[0] == launch.warm:
             (_, environment), self._warm = self._warm, None
             self._cancel_timer()
             if environment.alive:
                 return environment
             await environment.close()
-        return await open_local(kernel)
+        return await launch.open()
 
-    async def give_back(self, kernel: str | None, environment: Environment, *, healthy: bool) -> None:
-        """Take an environment back after a run: kept warm when healthy and none is kept, else closed."""
-        if healthy and environment.alive and self._warm is None and self._portal is not None:
-            self._warm = (kernel, environment)
+    async def give_back(self, launch: Launch, environment: Environment, *, healthy: bool) -> None:
+        """Take an environment back after a run: kept warm when healthy and of a kind that is kept; else closed."""
+        if launch.warm is not None and healthy and environment.alive and self._warm is None and self._portal is not None:
+            self._warm = (launch.warm, environment)
             self._timer = asyncio.get_running_loop().call_later(IDLE, self._close_warm_soon)
             return
         with anyio.move_on_after(CLOSE_WITHIN, shield=True):

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 VIEWS = ("auto", "html", "text", "none")
 PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z_]\w*)\s*\}\}")
 PLACEHOLDER_CAP = 100_000
+PROGRESS_WIDTH = 120
 
 EXAMPLES = """
 Examples
@@ -93,6 +94,11 @@ class RLMMagics(Magics):
     env = Unicode("local", help="Where the code runs: local (not isolated).").tag(config=True)
     kernel = Unicode("", help="An installed kernelspec to run the code in; empty: this notebook's Python.").tag(config=True)
     view = Enum(VIEWS, "auto", help="What is shown: html in notebooks, text in terminals, none; auto chooses.").tag(config=True)
+    image = Unicode("", help="With --env docker: the image to start from; empty: python:X.Y-slim.").tag(config=True)
+    docker_network = Unicode("", help="With --env docker: a network of the engine's; empty: none.").tag(config=True)
+    memory = Unicode("", help="With --env docker: memory, such as 8g; empty: 4g and three times the context.").tag(config=True)
+    cpus = Float(None, allow_none=True, help="With --env docker: processors; none: 2.").tag(config=True)
+    gpus = Unicode("", help="With --env docker: what `docker run --gpus` takes; empty: none.").tag(config=True)
     max_iterations = Int(30, help="Turns of the root LM.").tag(config=True)
     max_calls = Int(1000, help="LM requests of every kind, retries included.").tag(config=True)
     max_tokens = Int(None, allow_none=True, help="Tokens in and out of the whole run; none: no cap.").tag(config=True)
@@ -128,7 +134,9 @@ class RLMMagics(Magics):
         metavar="NAME",
         help="A variable of the notebook, or a path: a text file, a folder, a glob. Several make a dict by name.",
     )
-    @argument("--env", metavar="NAME", help="Where the code runs: local (not isolated). Default: local.")
+    @argument(
+        "--env", metavar="NAME", help="Where the code runs: local (not isolated) or docker (a container). Default: local."
+    )
     @argument(
         "--model",
         metavar="MODEL",
@@ -152,6 +160,13 @@ class RLMMagics(Magics):
     @argument("--max-concurrency", type=_whole, metavar="N", help="LM requests under way at once. Default: 32.")
     @argument("--max-output-tokens", type=_whole, metavar="N", help="Tokens of one reply. Default: 8192.")
     @argument("--kernel", metavar="NAME", help="An installed kernelspec to run the code in. Default: this notebook's Python.")
+    @argument("--image", metavar="NAME", help="With --env docker: the image to start from. Default: python:X.Y-slim.")
+    @argument("--docker-network", metavar="NAME", help="With --env docker: a network of the engine's. Default: no network.")
+    @argument(
+        "--memory", metavar="SIZE", help="With --env docker: memory, such as 8g. Default: 4g and three times the context."
+    )
+    @argument("--cpus", type=float, metavar="N", help="With --env docker: processors. Default: 2.")
+    @argument("--gpus", metavar="GPUS", help="With --env docker: what `docker run --gpus` takes, such as all. Default: none.")
     @argument("--setup-code", metavar="CODE", help="Code to run first, or the name of a str variable that holds it.")
     @argument("--show-pictures-to-model", action="store_true", help="Send the root LM the pictures that the code makes.")
     @argument("--save-files", metavar="DIR", help="Write the files that the code made there, over none that exist.")
@@ -200,12 +215,13 @@ class RLMMagics(Magics):
         return options
 
     def _settings(self, options: argparse.Namespace) -> RunSettings:
-        from rlm_jupyter.settings import RunSettings
+        from rlm_jupyter.settings import PLACES, RunSettings
 
         def chosen(name: str) -> Any:
             given = getattr(options, name)
             return getattr(self, name) if given is None else None if given is NO_CAP else given
 
+        environment = chosen("env")
         caps = ("max_iterations", "max_calls", "max_tokens", "max_cost", "timeout", "max_concurrency", "max_output_tokens")
         return RunSettings(
             model=chosen("model"),
@@ -213,14 +229,21 @@ class RLMMagics(Magics):
             base_url=chosen("base_url") or None,
             api_key_env=chosen("api_key_env") or None,
             price_as=chosen("price_as") or None,
-            environment=chosen("env"),
-            kernel=chosen("kernel") or None,
+            environment=environment,
+            **{name: self._of_place(options, name, environment) for name in PLACES},
             setup_code=self._setup_code(options.setup_code),
             cost_is_explicit=options.max_cost not in (None, NO_CAP),
             keep_trace=not options.no_trace,
             show_pictures=options.show_pictures_to_model,
             **{name: chosen(name) for name in caps},
         )
+
+    def _of_place(self, options: argparse.Namespace, name: str, environment: str) -> Any:
+        """Give an option that is of one environment only: its default does not count in another one."""
+        from rlm_jupyter.settings import PLACES
+
+        given = getattr(options, name)
+        return given if given is not None or PLACES[name] != environment else getattr(self, name) or None
 
     def _setup_code(self, code: str | None) -> str | None:
         value = self._shell.user_ns.get(code) if code and code.isidentifier() else None
@@ -271,7 +294,7 @@ class RLMMagics(Magics):
         check(settings)
         told = _Progress()
         try:
-            run = start(settings, prompt, question, self._engine, progress=told)
+            run = start(settings, prompt, question, self._engine, progress=told, told=told.say)
         finally:
             told.clear()
         self.runs[run.id] = run
@@ -404,15 +427,18 @@ class RLMMagics(Magics):
 
 
 class _Progress:
-    """One line that tells how far the preparing of a large context is, and is wiped away at the end."""
+    """One line that tells what is made ready before a run and how far it is, and is wiped away at the end."""
 
     def __init__(self) -> None:
         self._width = 0
 
     def __call__(self, size: int) -> None:
-        text = f"preparing the context: {size / 1e6:,.0f} MB"
-        self._width = max(self._width, len(text))
-        print(f"\r{text}", end="", flush=True)
+        self.say(f"preparing the context: {size / 1e6:,.0f} MB")
+
+    def say(self, text: str) -> None:
+        text = text[:PROGRESS_WIDTH]
+        print(f"\r{text:{self._width}}", end="", flush=True)
+        self._width = len(text)
 
     def clear(self) -> None:
         if self._width:

@@ -17,7 +17,7 @@ from rlm_jupyter.errors import SettingsError
 from rlm_jupyter.lm.table import PROVIDERS
 from rlm_jupyter.result import RLMResult
 from rlm_jupyter.run import Run, check, start
-from rlm_jupyter.settings import RunSettings, did_you_mean
+from rlm_jupyter.settings import ENVIRONMENTS, PLACES, RunSettings, did_you_mean
 
 
 class RLM:
@@ -32,7 +32,8 @@ class RLM:
         `model_name` (also `provider/model`), `base_url`, `api_key` or `api_key_env`; anything else is sent with each
         request (`temperature`, ...).
     environment, environment_kwargs
-        Where the code runs; for `local`: `kernel` (a kernelspec's name) and `setup_code`.
+        Where the code runs: `local` (`kernel`, a kernelspec's name) or `docker` (`image`, `docker_network`, `memory`, `cpus`,
+        `gpus`); both take `setup_code`.
     sub_model
         The model of the sub-calls; None: the same.
     allowed_models
@@ -92,8 +93,7 @@ class RLM:
             base_url=model.base_url,
             api_key_env=model.api_key_env,
             environment=environment,
-            kernel=place.get("kernel"),
-            setup_code=place.get("setup_code"),
+            **place,
             allowed_models=tuple(allowed_models),
             max_iterations=max_iterations,
             max_depth=max_depth,
@@ -203,7 +203,9 @@ class _Backend:
 
 
 def _environment_arguments(environment: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-    known = ("kernel", "setup_code")
+    if environment not in ENVIRONMENTS:
+        return {}  # RunSettings refuses it by name
+    known = ("setup_code", *(name for name, of in PLACES.items() if of == environment))
     for name in arguments:
         if name in ("context_payload", "lm_handler_address"):
             raise SettingsError(f"environment_kwargs: {name!r} is set by RLM; pass the context to completion()")

@@ -27,15 +27,15 @@ from rlm_jupyter.contexts import Context, Progress, prepare
 from rlm_jupyter.engine import CLOSE_WITHIN, Engine
 from rlm_jupyter.errors import KernelStartError, LimitReached, RLMError, RunStopped, SettingsError
 from rlm_jupyter.events import Event
+from rlm_jupyter.kernels import launch
 from rlm_jupyter.kernels.environment import Environment
-from rlm_jupyter.kernels.local import check_kernel
 from rlm_jupyter.lm import prices, providers
 from rlm_jupyter.lm.client import LM
 from rlm_jupyter.lm.handler import LMHandler
 from rlm_jupyter.loop import Answer, Node
 from rlm_jupyter.redaction import Redactor
 from rlm_jupyter.result import RLMResult
-from rlm_jupyter.settings import ENVIRONMENTS, RunSettings
+from rlm_jupyter.settings import RunSettings
 from rlm_jupyter.trace import FOLDER_CAP, Trace, TraceFile, purge, trace_folder
 from rlm_jupyter.values import as_text
 
@@ -47,10 +47,11 @@ STOP_WITHIN = 5.0
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Task:
-    """What a run is about: a prepared context, and the question (None: the context is the question)."""
+    """What a run is about: a prepared context, the question (None: the context is it), and where the code will run."""
 
     context: Context
     question: str | None
+    place: launch.Launch
 
 
 class Feed:
@@ -187,7 +188,7 @@ class Run:
                 context_size=context.payload.size,
                 context_digest=context.payload.digest,
                 context_description=context.description,
-                isolation=ENVIRONMENTS[settings.environment],
+                isolation=self._task.place.isolation,
             )
         )
         answer: Answer = Answer("stopped")
@@ -224,7 +225,7 @@ class Run:
     async def _in_environment(self) -> Answer:
         settings = self.settings
         asyncio.get_running_loop().run_in_executor(None, providers.warm_up, settings)
-        environment = await self._engine.lease(settings.kernel)
+        environment = await self._engine.lease(self._task.place)
         healthy = False
         try:
             answer = await self._with_models(environment)
@@ -232,7 +233,7 @@ class Run:
             return answer
         finally:
             with anyio.CancelScope(shield=True):
-                await self._engine.give_back(settings.kernel, environment, healthy=healthy)
+                await self._engine.give_back(self._task.place, environment, healthy=healthy)
 
     async def _with_models(self, environment: Environment) -> Answer:
         settings = self.settings
@@ -336,9 +337,8 @@ def _text(answer: Answer) -> str:
 
 
 def check(settings: RunSettings, *, api_key: str | None = None) -> None:
-    """Refuse, before anything is started, what would fail later: an unknown provider, no key, a kernel that is not there."""
-    if settings.kernel is not None:
-        check_kernel(settings.kernel)
+    """Refuse, before anything is started, what would fail later: an unknown provider, no key, no engine for a container."""
+    launch.check(settings)
     providers.check_models(settings, api_key=api_key)
 
 
@@ -349,9 +349,15 @@ def start(
     engine: Engine,
     *,
     progress: Progress | None = None,
+    told: launch.Told = lambda text: None,
     api_key: str | None = None,
 ) -> Run:
-    """Start a run with checked settings. `progress` is told how far the preparing of a large context is."""
+    """Start a run with checked settings.
+
+    `progress` is told how far the preparing of a large context is, `told` what is made ready for the environment.
+    """
     if question is not None and not question.strip():
         raise SettingsError("the question is empty")
-    return Run(settings, Task(prepare(prompt, progress=progress), question), engine, api_key=api_key)
+    context = prepare(prompt, progress=progress)
+    place = launch.prepare(settings, context.payload.size, told)
+    return Run(settings, Task(context, question, place), engine, api_key=api_key)

@@ -12,6 +12,7 @@ import difflib
 import json
 import keyword
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -40,6 +41,7 @@ PICTURE_CAP = 8 * MIB
 
 ENVIRONMENTS: Mapping[str, str] = {
     "local": "not isolated: the code runs with your own rights on this machine",
+    "docker": "isolated: a container without network and capabilities, with a read-only root and limits",
 }
 """Where the code that the LM writes can run, with the isolation told truthfully."""
 
@@ -66,6 +68,9 @@ class RunSettings:
         Of an OpenAI-compatible server, and the name of the environment variable that holds its key.
     environment, kernel, setup_code
         Where the code runs, the kernelspec it runs in (None: the notebook's own interpreter), code to run first.
+    image, docker_network, memory, cpus, gpus
+        Of a container: the image to start from (None: python:X.Y-slim), a network of the engine's (None: no network), memory
+        ("4g"), processors, and what `docker run --gpus` takes.
     allowed_models
         What code in the REPL may name besides the run's models.
     max_iterations, max_calls, max_tokens, max_cost, timeout
@@ -90,6 +95,11 @@ class RunSettings:
     api_key_env: str | None = None
     environment: str = "local"
     kernel: str | None = None
+    image: str | None = None
+    docker_network: str | None = None
+    memory: str | None = None
+    cpus: float | None = None
+    gpus: str | None = None
     setup_code: str | None = None
     allowed_models: tuple[str, ...] = ()
     max_iterations: int = 30
@@ -118,15 +128,29 @@ class RunSettings:
             raise SettingsError(f"no environment is named {self.environment!r}{did_you_mean(self.environment, ENVIRONMENTS)}")
         for name in ("max_iterations", "max_calls", "max_output_tokens", "max_concurrency", "max_depth"):
             _check_positive(name, getattr(self, name), whole=True)
-        for name in ("timeout", "max_cost", "max_tokens"):
+        for name in ("timeout", "max_cost", "max_tokens", "cpus"):
             if getattr(self, name) is not None:
                 _check_positive(name, getattr(self, name), whole=name == "max_tokens")
+        self._check_place()
         if isinstance(self.max_retries, bool) or not isinstance(self.max_retries, int) or self.max_retries < 0:
             raise SettingsError(f"max_retries must be a whole number, 0 or more, not {self.max_retries!r}")
         if self.show_pictures and self.model == "demo":
             raise SettingsError("--show-pictures-to-model: demo sees no pictures; choose a model that does, or leave it out")
         if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
             raise SettingsError(f"--base-url must begin with http:// or https://, not {self.base_url!r}")
+
+    def _check_place(self) -> None:
+        """Refuse settings of one environment for another: they would be without effect."""
+        for name, environment in PLACES.items():
+            if getattr(self, name) is not None and self.environment != environment:
+                option = "--" + name.replace("_", "-")
+                raise SettingsError(f"{option} is for --env {environment}; this run is --env {self.environment}: leave it out")
+        if self.memory is not None:
+            _bytes(self.memory)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        return None if self.memory is None else _bytes(self.memory)
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain JSON values, from which `from_dict` makes an equal object."""
@@ -159,6 +183,27 @@ class RunSettings:
     def sub(self) -> str:
         """Give the LM of the sub-calls."""
         return self.sub_model or self.model
+
+
+PLACES = {"kernel": "local", **dict.fromkeys(("image", "docker_network", "memory", "cpus", "gpus"), "docker")}
+"""Settings that are of one environment only, and which."""
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
+
+
+def _bytes(text: str) -> int:
+    match = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
+    size = int(float(match[1]) * 1024 ** " kmgt".index(match[2].lower() or " ")) if match else 0
+    if size < 16 * MIB:
+        raise SettingsError(f"--memory must be a size, such as 4g or 512m, not {text!r}")
+    return size
+
+
+def size_text(size: int) -> str:
+    """Give a number of bytes as one reads it: `4 GiB`, `1.5 GiB`, `300 MiB`, `12 bytes`."""
+    for unit, name in ((1024 * MIB, "GiB"), (MIB, "MiB"), (1024, "KiB")):
+        if size >= unit:
+            return f"{size / unit:.1f}".removesuffix(".0") + f" {name}"
+    return f"{size} bytes"
 
 
 def _check_positive(name: str, value: Any, *, whole: bool) -> None:

@@ -12,12 +12,13 @@ import pytest
 from rlm_jupyter import RLM
 from rlm_jupyter.engine import Engine
 from rlm_jupyter.kernels.environment import Environment
+from rlm_jupyter.kernels.launch import Launch
 from rlm_jupyter.testing import Request, ScriptedServer
 from tests.models import answer, code
 
 MEASURE = """
 import asyncio, resource, sys
-from rlm_jupyter.contexts import prepare
+from rlm_jupyter.kernels.launch import Launch
 from rlm_jupyter.kernels.local import open_local
 
 PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
@@ -67,8 +68,8 @@ class Watched(Engine):
 
     leased: Environment
 
-    async def lease(self, kernel: str | None) -> Environment:
-        self.leased = await super().lease(kernel)
+    async def lease(self, launch: Launch) -> Environment:
+        self.leased = await super().lease(launch)
         return self.leased
 
 

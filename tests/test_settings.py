@@ -34,7 +34,7 @@ def test_an_unknown_setting_is_refused_with_a_suggestion() -> None:
     [
         ({"model": ""}, "--model demo"),
         ({"environment": "lokal"}, "did you mean local"),
-        ({"environment": "docker"}, "no environment is named 'docker'"),
+        ({"environment": "dokcer"}, "no environment is named 'dokcer'; did you mean docker"),
         ({"max_calls": 0}, "--max-calls must be a whole number above 0"),
         ({"max_calls": 1.5}, "--max-calls"),
         ({"max_iterations": -1}, "--max-iterations"),

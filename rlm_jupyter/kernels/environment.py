@@ -44,8 +44,8 @@ class Place(Protocol):
     name: str
     isolation: str
 
-    def lost(self) -> str:
-        """Say in a sentence what has happened when the stream has ended, and what is lost with it."""
+    async def lost(self) -> str:
+        """Say in a sentence what has happened when the stream has ended, and what is lost with it; in less than 2 s."""
 
     async def deliver(self, payload: Payload) -> str:
         """Put a context where the kernels can read it; give its file's name."""
@@ -82,6 +82,7 @@ class Environment:
         self._ended: Exception | None = None
         self._heard = 0.0
         self._overdue = False
+        self._inquest: asyncio.Future[None] | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -180,7 +181,11 @@ class Environment:
         if reason is not None and not isinstance(reason, OSError):
             self.kill(reason)
         else:
-            self._end(KernelDied(self._place.lost()))
+            self._inquest = asyncio.ensure_future(self._tell_loss())
+
+    async def _tell_loss(self) -> None:
+        if self._ended is None:
+            self._end(KernelDied(await self._place.lost()))
 
     def _end(self, error: Exception) -> None:
         if self._ended is not None:

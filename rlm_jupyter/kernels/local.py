@@ -141,7 +141,7 @@ class LocalPlace:
             stdin.flush()
         return self._child
 
-    def lost(self) -> str:
+    async def lost(self) -> str:
         return "The process that runs the kernels is gone, and every variable with it."
 
     async def deliver(self, payload: Payload) -> str:

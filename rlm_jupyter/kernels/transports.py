@@ -52,6 +52,11 @@ class FramedStream(asyncio.Protocol):
                 self._transport.write(piece)
                 self.sent += len(piece)
 
+    def write(self, data: bytes) -> None:
+        """Send bytes that are no message, before the first one."""
+        if self._transport is not None:
+            self._transport.write(data)
+
     async def drain(self) -> None:
         """Wait until what was sent has left for the most part. At the end of the stream it returns at once."""
         await self._writable.wait()

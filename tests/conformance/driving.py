@@ -5,26 +5,47 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rlm_jupyter.contexts import Payload, prepare
+from rlm_jupyter.kernels import client, images
+from rlm_jupyter.kernels.docker import Box, make_box, open_docker
 from rlm_jupyter.kernels.environment import Environment
 from rlm_jupyter.kernels.kernel import CellResult, Kernel, Output
 from rlm_jupyter.kernels.local import open_local
 from rlm_jupyter.kernels.messages import CallOutcome, CallRequest
+from rlm_jupyter.settings import MIB, RunSettings
 from rlm_jupyter.values import decode
+from tests.conftest import PARTS, need
+from tests.engine import base_image
+
+Open = Callable[[], Awaitable[Environment]]
 
 
-async def _local_forked() -> Environment:
-    return await open_local()
+def _local_forked() -> Open:
+    return open_local
 
 
-async def _local_cold() -> Environment:
-    return await open_local(how="cold")
+def _local_cold() -> Open:
+    return partial(open_local, how="cold")
 
 
-ENVIRONMENTS: dict[str, Callable[[], Awaitable[Environment]]] = {"local-forked": _local_forked, "local-cold": _local_cold}
-"""Every environment by name. A new one is added here and nowhere else in this folder."""
+def _docker() -> Open:
+    need("docker", PARTS["docker"]())
+    return partial(open_docker, make_test_box())
+
+
+def make_test_box(context: int = 300 * MIB, image: str = "", **settings: Any) -> Box:
+    """Make what `--env docker` would make for a context of so many bytes, on the base image of the tests."""
+    found = client.find()
+    asked = RunSettings(model="demo", environment="docker", image=image or base_image(), **settings)
+    ready = images.prepare(found, asked.image, print)
+    return make_box(asked, found, client.check_engine(found), ready, context)
+
+
+ENVIRONMENTS: dict[str, Callable[[], Open]] = {"local-forked": _local_forked, "local-cold": _local_cold, "docker": _docker}
+"""What opens each environment, by name. A new one is added here and nowhere else in this folder."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +107,39 @@ class Session:
         await self.kernel.load(name, payload(value))
 
 
+async def alive(environment: Environment, pids: Sequence[int], seconds: float = 0) -> list[int]:
+    """Give those of an environment's processes that have not ended within `seconds`, seen by another kernel in it."""
+    code = f"""
+import os, select
+handles = {{}}
+for pid in {list(pids)}:
+    try:
+        handles[os.pidfd_open(pid)] = pid
+    except ProcessLookupError:
+        pass
+waiting = select.poll()
+for handle in handles:
+    waiting.register(handle, select.POLLIN)
+left = {int(seconds * 1000)}
+for _ in range(len(handles)):
+    for handle, _ in waiting.poll(left)[:1]:
+        waiting.unregister(handle)
+        del handles[handle]
+print(*handles.values())
+"""
+    observer = await Session(environment).start()
+    try:
+        return list(map(int, (await observer.out(code)).split()))
+    finally:
+        await observer.kernel.close()
+
+
 def payload(value: Any) -> Payload:
     return prepare(value).payload
 
 
 @asynccontextmanager
-async def session(open_environment: Callable[[], Awaitable[Environment]] = open_local) -> AsyncIterator[Session]:
+async def session(open_environment: Open = open_local) -> AsyncIterator[Session]:
     """An environment of one's own with one kernel in it."""
     environment = await open_environment()
     try:

@@ -14,7 +14,7 @@ import pytest
 from rlm_jupyter.errors import KernelDied
 from rlm_jupyter.kernels.kernel import CellResult
 from rlm_jupyter.kernels.messages import CallOutcome, CallRequest
-from tests.conformance.driving import Session
+from tests.conformance.driving import Session, alive
 
 pytestmark = pytest.mark.anyio
 
@@ -144,7 +144,7 @@ async def test_a_death_is_told_with_its_cause_and_what_was_lost(repl: Session, c
 
 async def test_a_death_between_cells_is_told_at_the_next(repl: Session) -> None:
     await repl.ok("import threading, os; threading.Timer(0.1, os._exit, (3,)).start()")
-    await asyncio.to_thread(psutil.wait_procs, [psutil.Process(repl.kernel.pid)], 10)
+    assert await alive(repl.environment, [repl.kernel.pid], 10) == []
     with pytest.raises(KernelDied, match="exit status 3"):
         await repl.run("1")
 
@@ -165,10 +165,9 @@ print(os.getpid(), child.pid, session.pid, int(os.read(read, 20)))
 """
     pids = list(map(int, (await repl.out(code)).split()))
     assert len(pids) == 4
-    assert all(map(psutil.pid_exists, pids))
+    assert sorted(await alive(repl.environment, pids)) == sorted(pids)
     await repl.kernel.close()
-    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=5)
-    assert alive == []
+    assert await alive(repl.environment, pids, 5) == []
 
 
 async def test_a_dead_neighbour_does_not_matter(repl: Session) -> None:

@@ -1,0 +1,69 @@
+"""From a run's settings to the environment that its kernels live in: what is checked first, and how it is opened.
+
+One place knows all environments by name; a new one is added to `check` and `prepare`. An environment is never replaced by
+another one: what cannot be had is refused, in one line, before anything is started.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from rlm_jupyter.kernels.environment import Environment
+from rlm_jupyter.kernels.local import check_kernel, open_local
+from rlm_jupyter.settings import ENVIRONMENTS, RunSettings
+
+Told = Callable[[str], None]
+"""Called with what is done that takes longer than a moment, a line each."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Launch:
+    """How an environment is opened.
+
+    Attributes
+    ----------
+    isolation
+        What separates the code from the user's machine, told truthfully, with this run's settings.
+    open
+        Opens it.
+    warm
+        Under what name it may be kept for a next run with the same needs; None: it ends with its run.
+    """
+
+    isolation: str
+    open: Callable[[], Awaitable[Environment]]
+    warm: str | None = None
+
+
+def check(settings: RunSettings) -> None:
+    """Refuse an environment that cannot be had, in less than 5 s and with a SettingsError that says what to do."""
+    if settings.kernel is not None:
+        check_kernel(settings.kernel)
+    if settings.environment == "docker":
+        from rlm_jupyter.kernels import client, images
+
+        if settings.image is not None:
+            images.check_name(settings.image)
+        client.check_engine(client.find())
+
+
+def prepare(settings: RunSettings, context: int, told: Told) -> Launch:
+    """Make everything ready that a run with a context of so many bytes needs, such as a container's image.
+
+    Raises
+    ------
+    SettingsError
+        What is asked for is not there or does not suffice.
+    KernelStartError
+        It could not be made.
+    """
+    if settings.environment == "docker":
+        from rlm_jupyter.kernels import client, docker, images
+
+        found = client.find()
+        engine = client.check_engine(found)
+        box = docker.make_box(settings, found, engine, images.prepare(found, settings.image, told), context)
+        return Launch(box.isolation, partial(docker.open_docker, box))
+    return Launch(ENVIRONMENTS["local"], partial(open_local, settings.kernel), f"local {settings.kernel or ''}")
