@@ -18,7 +18,7 @@ from tests.models import answer, code
 
 MEASURE = """
 import asyncio, resource, sys
-from rlm_jupyter.kernels.launch import Launch
+from rlm_jupyter.contexts import prepare
 from rlm_jupyter.kernels.local import open_local
 
 PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
