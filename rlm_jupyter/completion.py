@@ -1,13 +1,15 @@
 """Completion of `%%rlm` and `%rlm`: options, their values, the notebook's variables.
 
 A version-2 matcher of IPython that suppresses the others while it has something to offer, so that the list is exact. It
-offers only variables whose type can be a context, and reads nothing but the namespace.
+offers only variables whose type can be a context, and reads nothing but the namespace (for `--image`: what a Docker engine that
+runs has; for `--kernel`: the installed kernelspecs).
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import os
 import types
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 COMMANDS = ("status", "list", "show", "purge", "doctor")
 _NO_CONTEXT = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, io.IOBase, Iterator)
 """What is never a context: code, and what can be read only once."""
+IMAGES_SECONDS = 0.3
+"""Within which an engine must have told its images; a Tab may not take longer."""
 MODELS = ("demo", "gpt-5", "gpt-5-mini", "gpt-5-nano")
 
 
@@ -79,6 +83,8 @@ class Completion:
                 from rlm_jupyter.settings import ENVIRONMENTS
 
                 return sorted(ENVIRONMENTS)
+            case "image":
+                return _images()
             case "kernel":
                 from jupyter_client.kernelspec import KernelSpecManager
 
@@ -91,6 +97,22 @@ class Completion:
             (name, value) for name, value in self._shell.user_ns.items() if not name.startswith("_") and name not in hidden
         ]
         return sorted(name for name, value in space if isinstance(value, kinds) and not isinstance(value, but))
+
+
+def _images() -> list[str]:
+    """Offer the images that a local Docker engine has, where it answers at once; nothing is ever started or pulled for it."""
+    from rlm_jupyter.errors import RLMError
+    from rlm_jupyter.kernels.client import find
+
+    try:
+        client = find()
+        if client.name != "docker" or "ssh://" in os.environ.get("DOCKER_HOST", ""):
+            return []
+        out = client.run("image", "ls", "--format", "{{.Repository}}:{{.Tag}}", seconds=IMAGES_SECONDS)
+    except RLMError:
+        return []
+    names = out.decode("utf-8", "replace").split()
+    return sorted({name for name in names if "<none>" not in name and not name.startswith("rlm-jupyter:")})
 
 
 def _models(fragment: str) -> Iterable[str]:

@@ -1,7 +1,8 @@
 """`%rlm doctor`: what is here, what is ready, and what to type where something is missing. One table, or JSON.
 
 It looks at this Python and its packages, the front end, each environment (it runs one cell there, for real), the providers, the
-proxy, and the folder of traces. It spends nothing, asks no other machine, and never shows the value of a key.
+proxy, and the folder of traces. It spends nothing, downloads nothing, asks no other machine but the one that `DOCKER_HOST` may
+name, and never shows the value of a key.
 """
 
 from __future__ import annotations
@@ -14,17 +15,15 @@ import platform
 import shutil
 import socket
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 from rlm_jupyter import settings
-from rlm_jupyter.errors import RLMError, SettingsError
+from rlm_jupyter.errors import SettingsError
 from rlm_jupyter.redaction import Redactor
+from rlm_jupyter.trials import NOTE, OK, PROBLEM, TRIES
 
-TRY_SECONDS = 60.0
-"""How long an environment may take to run one cell."""
 CONNECT_SECONDS = 1.0
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 LEAST_DISK = 1024 * settings.MIB
@@ -45,8 +44,6 @@ USERS_PACKAGES = ("jupyterlab", "notebook", "numpy", "pandas", "pyarrow", "polar
 PROXY_VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
 CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
-OK, NOTE, PROBLEM = "ok", "note", "problem"
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Finding:
@@ -62,7 +59,10 @@ class Finding:
 def examine(defaults: Mapping[str, Any] | None = None, shell: object = None) -> list[Finding]:
     """Look at everything. `defaults` are the magic's, by name; `shell` is IPython's."""
     redactor = Redactor(os.environ)
-    found = [*_python(shell), *_packages(), *_environments(), *_providers(), *_model(defaults or {}), *_network(), *_disk()]
+    defaults = defaults or {}
+    found = [
+        *_python(shell), *_packages(), *_environments(defaults), *_providers(), *_model(defaults), *_network(), *_disk()
+    ]  # fmt: skip
     return [
         dataclasses.replace(one, **{name: redactor.text(getattr(one, name)) for name in ("value", "advice")}) for one in found
     ]
@@ -105,66 +105,10 @@ def _packages() -> Iterator[Finding]:
     yield Finding("Packages", "yours", ", ".join(there) or "none of " + ", ".join(USERS_PACKAGES), NOTE)
 
 
-def _environments() -> Iterator[Finding]:
-    for name, isolation in settings.ENVIRONMENTS.items():
-        try:
-            seconds = TRIES[name]()
-        except RLMError as error:
-            yield Finding("Environments", name, f"not ready: {error}", PROBLEM, ADVICE[name])
-        else:
-            yield Finding("Environments", name, f"ready: ran a cell, {seconds:.1f} s with its start ({isolation})")
-
-
-def _try_local() -> float:
-    """Start a kernel, run one cell and end it, in a thread of its own; give the seconds. An RLMError says what failed."""
-    outcome: list[float | BaseException] = []
-
-    def work() -> None:
-        import anyio  # a late import: nobody else here needs it
-
-        try:
-            outcome.append(anyio.run(_run_a_cell))
-        except BaseException as error:  # whatever it is, the doctor's table tells it
-            outcome.append(error)
-
-    thread = threading.Thread(target=work, name="rlm_jupyter doctor", daemon=True)
-    thread.start()
-    thread.join(TRY_SECONDS + 10)
-    result = outcome[0] if outcome else TimeoutError()
-    if isinstance(result, RLMError):
-        raise result
-    if isinstance(result, BaseException):
-        raise RLMError(f"no cell ran within {TRY_SECONDS:.0f} s" if isinstance(result, TimeoutError) else repr(result)[:200])
-    return result
-
-
-async def _run_a_cell() -> float:
-    import anyio
-
-    from rlm_jupyter.kernels.local import open_local
-
-    started = anyio.current_time()
-    texts: list[str] = []
-    with anyio.fail_after(TRY_SECONDS):
-        environment = await open_local(how="forked")
-        try:
-            kernel = await environment.start_kernel(_no_calls)
-            result = await kernel.execute("print(6 * 7)", lambda output: texts.append(output.text))
-        finally:
-            with anyio.CancelScope(shield=True):
-                await environment.close()
-    if result.status != "ok" or "".join(texts).strip() != "42":
-        raise RLMError(f"a cell that prints 42 ended {result.status}: {''.join(texts)[:200]}")
-    return anyio.current_time() - started
-
-
-async def _no_calls(request: object) -> list[Any]:
-    return []
-
-
-TRIES: Mapping[str, Callable[[], float]] = {"local": _try_local}
-"""How each environment is tried; a test holds that none is missing."""
-ADVICE: Mapping[str, str] = {"local": "%pip install --upgrade rlm-jupyter ipykernel, then restart this notebook's kernel"}
+def _environments(defaults: Mapping[str, Any]) -> Iterator[Finding]:
+    for name in settings.ENVIRONMENTS:
+        trial = TRIES[name](defaults)
+        yield Finding("Environments", name, trial.value, trial.state, trial.advice)
 
 
 def _providers() -> Iterator[Finding]:

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import socket
 import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
 from rlm_jupyter import doctor
-from rlm_jupyter.doctor import NOTE, OK, PROBLEM, Finding, examine, render, to_json
+from rlm_jupyter.doctor import Finding, examine, render, to_json
+from rlm_jupyter.kernels import images
+from rlm_jupyter.kernels.client import check_engine, find
 from rlm_jupyter.lm.table import PROVIDERS
 from rlm_jupyter.settings import ENVIRONMENTS
 from rlm_jupyter.testing import ScriptedServer
+from rlm_jupyter.trials import FIRST_USE, NOTE, OK, PROBLEM, TRIES, Trial
+from tests.engine import Engine
 from tests.shells import open_shell
 
 CANARY = "sk-canary-0123456789abcdef"
@@ -84,8 +95,8 @@ def test_a_server_of_this_machine_is_told_as_listening_or_not(monkeypatch: pytes
     assert doctor.listens(PROVIDERS["ollama"].address()) is None
 
 
-def test_every_environment_is_tried_and_has_advice() -> None:
-    assert set(doctor.TRIES) == set(doctor.ADVICE) == set(ENVIRONMENTS)
+def test_every_environment_is_tried() -> None:
+    assert set(TRIES) == set(ENVIRONMENTS)
 
 
 def test_a_local_environment_that_cannot_start_is_told_with_advice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -97,6 +108,79 @@ def test_a_local_environment_that_cannot_start_is_told_with_advice(monkeypatch: 
     assert found.state == PROBLEM
     assert "no such module" in found.value
     assert "ipykernel" in found.advice
+
+
+def test_docker_runs_a_cell_in_a_box_and_leaves_none(docker_image: str) -> None:
+    client = find()
+    images.prepare(client, docker_image, lambda told: None)
+    before = Engine().containers()
+    found = by_name(examine({"image": docker_image, "memory": "1g"}))["docker"]
+    assert (found.state, found.advice) == (OK, "")
+    assert re.match(rf"ready: ran a cell, \d+\.\d s with its start, in a container of {docker_image} \(Python 3\.", found.value)
+    assert f"engine {check_engine(client).version} on " in found.value
+    assert "isolated: a container without network" in found.value
+    assert Engine().containers("label=rlm_jupyter.box") <= before
+
+
+def test_docker_makes_and_pulls_no_image(docker_image: str) -> None:
+    engine = Engine()
+    name = f"rlm-doctor-test:{os.getpid()}"
+    container = engine.run("create", docker_image, "python3")
+    engine.run("commit", "--change", "LABEL test=doctor", container, name)
+    engine.run("rm", container)
+    try:
+        for image in (name, "no-such-image-of-ours:1"):
+            tried = TRIES["docker"]({"image": image})
+            assert (tried.state, tried.advice) == (NOTE, FIRST_USE)
+            assert f"no image is ready for {image} yet" in tried.value
+            assert images.ready(find(), image) is None
+        assert engine.run("images", "--quiet", "no-such-image-of-ours") == ""
+    finally:
+        engine.run("rmi", name)
+
+
+@contextmanager
+def _no_client(monkeypatch: pytest.MonkeyPatch, folder: str) -> Iterator[str]:
+    monkeypatch.setenv("PATH", folder)
+    yield "install one"
+
+
+@contextmanager
+def _no_engine(monkeypatch: pytest.MonkeyPatch, folder: str) -> Iterator[str]:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{folder}/none")
+    yield "no docker engine answers"
+
+
+@contextmanager
+def _silent_engine(monkeypatch: pytest.MonkeyPatch, folder: str) -> Iterator[str]:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{folder}/silent")
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(f"{folder}/silent")
+        silent.listen()
+        yield "did not answer within 4 s"
+
+
+@pytest.mark.needs("docker")
+@pytest.mark.parametrize("broken", [_no_client, _no_engine, _silent_engine])
+def test_without_an_engine_docker_is_a_note_unless_it_is_the_default(
+    broken: Callable[[pytest.MonkeyPatch, str], AbstractContextManager[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory() as folder, broken(monkeypatch, folder) as told:
+        started = time.monotonic()
+        tried = TRIES["docker"]({"env": "local"})
+        assert time.monotonic() - started < 5
+        assert tried.state == NOTE
+        assert told in tried.advice
+        assert "--env local" in tried.advice
+        assert "\n" not in tried.advice
+        assert TRIES["docker"]({"env": "docker"}) == Trial("not ready", PROBLEM, tried.advice)
+
+
+def test_a_setting_that_docker_cannot_have_is_a_problem(docker_image: str) -> None:
+    images.prepare(find(), docker_image, lambda told: None)
+    tried = TRIES["docker"]({"image": docker_image, "memory": "100m"})
+    assert tried.state == PROBLEM
+    assert tried.advice.startswith("--memory 100m is too small")
 
 
 def test_the_table_marks_what_is_to_be_mended() -> None:

@@ -127,6 +127,22 @@ def test_completion_is_exact(shell: Shell, text: str, offered: list[str]) -> Non
         assert shell.complete(text) == offered
 
 
+@pytest.mark.needs("docker")
+def test_completion_of_images_offers_what_the_engine_has(
+    shell: Shell, docker_image: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(20):  # on a busy machine an engine may be too late for a Tab
+            if offered := shell.complete(f"%%rlm --env docker --image {docker_image[:6]}"):
+                break
+        assert docker_image in offered
+        assert not any(name.startswith("rlm-jupyter:") or "<none>" in name for name in offered)
+        for address in (f"unix://{tmp_path}/none", "ssh://nobody@127.0.0.1:1"):
+            monkeypatch.setenv("DOCKER_HOST", address)
+            assert docker_image not in shell.complete(f"%%rlm --env docker --image {docker_image[:6]}")
+
+
 def test_completion_of_a_providers_models_is_what_the_table_of_prices_knows(shell: Shell) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

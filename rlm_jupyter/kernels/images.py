@@ -120,12 +120,11 @@ def prepare(client: Client, image: str | None, told: Callable[[str], None]) -> I
         if found is None:
             raise SettingsError(f"--image {base}: `{client.name} pull` ended well, and yet it is not here: name it by its id")
     needs = wanted()
-    key = hashlib.sha256("\n".join([found.id, RECIPE, *needs.values()]).encode()).hexdigest()[:12]
-    reference = f"{REPOSITORY}:{key}"
+    reference = _reference(found, needs)
     derived = _inspect(client, reference)
     if derived is None or not derived.python:
         _make(client, base, found, needs, reference, told)
-        _tidy(client, key)
+        _tidy(client, reference.partition(":")[2])
         derived = _inspect(client, reference)
         if derived is None:
             raise KernelStartError(f"the image {reference} was made and is gone again: run once more")
@@ -138,6 +137,23 @@ def _tidy(client: Client, key: str) -> None:
         out = client.run("images", "--quiet", "--filter=dangling=true", f"--filter=label={KEY_LABEL}={key}")
         for found in set(out.decode("ascii", "replace").split()):
             client.run("rmi", found)
+
+
+def ready(client: Client, image: str | None) -> Image | None:
+    """Give the image that `prepare` would give if it has nothing to make; None else. It pulls and starts nothing."""
+    base = image or default_image(client)
+    check_name(base)
+    found = _inspect(client, base)
+    reference = _reference(found, wanted()) if found is not None else ""
+    derived = _inspect(client, reference) if reference else None
+    if found is None or derived is None or not derived.python:
+        return None
+    return Image(reference, base, derived.python, found.volumes, derived.interpreter)
+
+
+def _reference(found: _Found, needs: dict[str, str]) -> str:
+    """Name the image that is derived from a base: other packages or another base, another name."""
+    return f"{REPOSITORY}:{hashlib.sha256(chr(10).join([found.id, RECIPE, *needs.values()]).encode()).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,4 +456,4 @@ def _is_version(text: Any) -> bool:
         return False
 
 
-__all__ = ["BUILD_LABEL", "LEAST", "Image", "check_name", "default_image", "prepare"]
+__all__ = ["BUILD_LABEL", "LEAST", "Image", "check_name", "default_image", "prepare", "ready"]
