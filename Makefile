@@ -34,6 +34,7 @@ docs: $(VENV)/.dev  ## write docs/options.md anew from the options' own help
 bench: $(VENV)/.dev  ## ours, the reference implementation and the floor, side by side in one run
 	$(BIN)/python benchmarks/run.py $(BENCH)
 	$(BIN)/python benchmarks/data.py --large
+	$(BIN)/python benchmarks/container.py
 
 mutants: $(VENV)/.dev  ## break one promise at a time in a copy of the tree: its test must fail
 	$(BIN)/python scripts/mutants.py

@@ -11,6 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from measures import (
     CONCURRENCY,
@@ -44,8 +45,9 @@ REFILL = 0.5
 """Seconds for the supervisor to fork the next spare: ten times what it takes."""
 
 
-def rlm(url: str) -> RLM:
+def rlm(url: str, **place: Any) -> RLM:
     return RLM(
+        **place,
         backend="openai",
         backend_kwargs={"model_name": ROOT, "base_url": url + "/v1", "api_key": "none"},
         sub_model=SUB,

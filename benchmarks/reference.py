@@ -33,7 +33,10 @@ from rlm.environments.ipython_repl import IPythonREPL  # type: ignore[import-not
 FINAL = '\nimport json\nanswer["content"] = json.dumps(measured)\nanswer["ready"] = True'
 
 
-def rlm(url: str) -> Any:
+IPYTHON = {"environment": "ipython", "environment_kwargs": {"kernel_mode": "subprocess"}}
+
+
+def rlm(url: str, **place: Any) -> Any:
     def kwargs(model: str) -> dict[str, str]:
         return {"model_name": model, "base_url": url + "/v1", "api_key": "none"}
 
@@ -42,8 +45,7 @@ def rlm(url: str) -> Any:
         backend_kwargs=kwargs(ROOT),
         other_backends=["openai"],
         other_backend_kwargs=[kwargs(SUB)],
-        environment="ipython",
-        environment_kwargs={"kernel_mode": "subprocess"},
+        **(place or IPYTHON),
     )
 
 

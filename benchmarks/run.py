@@ -286,9 +286,9 @@ def text(table: list[Row], head: list[str]) -> str:
     return "\n".join([*head, "", *drawn]) + "\n"
 
 
-def write_docs(page: Path, table: str) -> None:
-    """Put `table` into the page's fenced block between the two comments."""
-    begin, end = "<!-- table: begin -->", "<!-- table: end -->"
+def write_docs(page: Path, table: str, name: str = "table") -> None:
+    """Put `table` into the page's fenced block between the two comments of that name."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     before, _, rest = page.read_text().partition(begin)
     _, found, after = rest.partition(end)
     if not found:
