@@ -20,7 +20,9 @@ lab: $(VENV)/.dev  ## JupyterLab, opened on the quickstart
 	$(BIN)/jupyter lab notebooks/quickstart.ipynb
 
 test: $(VENV)/.dev  ## all tests; as root on Debian it installs the system parts and starts a Docker engine first
-	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then $(MAKE) --no-print-directory system-deps engine; fi
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  $(MAKE) --no-print-directory system-deps && \
+	  { $(MAKE) --no-print-directory engine || echo "no engine could be had: the tests that need one fail" >&2; }; fi
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
 
 check: $(VENV)/.dev  ## ruff and mypy --strict

@@ -77,7 +77,7 @@ def why_missing() -> str:
     if shutil.which("docker") is None:
         return "there is no docker client"
     try:
-        Engine().run("version", seconds=15)
+        Engine().run("version")
     except EngineError as error:
         return str(error)
     return ""

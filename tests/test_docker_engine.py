@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -92,10 +91,8 @@ def test_an_engine_is_started_keeps_no_pipe_open_and_is_not_started_twice() -> N
 
 @pytest.mark.needs("docker")
 def test_where_none_can_be_started_one_line_says_so(tmp_path: Path) -> None:
-    began = time.monotonic()
     environment = {**os.environ, "DOCKER_HOST": f"unix://{tmp_path}/nobody"}
     for script in ("docker-engine", "base-image"):
         ran = subprocess.run([SCRIPTS / script], env=environment, capture_output=True, text=True, timeout=30, check=False)
         assert (ran.returncode, ran.stdout) == (1, "")
         assert len(ran.stderr.splitlines()) == 1, ran.stderr
-    assert time.monotonic() - began < 10
