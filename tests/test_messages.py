@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import struct
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -58,12 +59,60 @@ def test_messages_are_found_however_the_stream_is_cut(cuts: list[int]) -> None:
     assert found == [({"kind": "x", "n": n}, bytes([n]) * n) for n in range(5)]
 
 
+BIG = b"".join(n.to_bytes(4, "big") for n in range(100_000))
+
+
+@given(
+    headers=st.lists(st.sampled_from([1, 100, 70_000, 200_000]), min_size=1, max_size=4),
+    steps=st.lists(st.sampled_from([1, 3, 5_000, 65_536, 262_144]), min_size=1, max_size=6),
+    more=st.booleans(),
+)
+@settings(deadline=None)
+def test_large_frames_are_found_however_the_stream_is_cut(headers: list[int], steps: list[int], more: bool) -> None:
+    """Headers and bodies of any size, in pieces of any size; with `more`, each message cut into several frames too."""
+    wanted = [({"kind": "x" * size}, BIG[: 300_000 // size * size + n]) for n, size in enumerate(headers)]
+    data = b""
+    for header, body in wanted:
+        whole = stream(header, body)
+        if more:
+            content = whole[5:]
+            cuts = [content[at : at + 90_000] for at in range(0, len(content), 90_000)]
+            whole = b"".join(struct.pack(">IB", len(cut), n < len(cuts)) + cut for n, cut in enumerate(cuts, 1))
+        data += whole
+    parser, at = frames.Parser(), 0
+    found: list[tuple[frames.Header, bytes]] = []
+    for step in itertools.cycle(steps):
+        step = max(step, len(data) // 3000)
+        found += parser.feed(data[at : at + step])
+        at += step
+        if at >= len(data):
+            break
+    assert [header for header, _ in found] == [header for header, _ in wanted]
+    assert [body == expected for (_, body), (_, expected) in zip(found, wanted, strict=True)] == [True] * len(wanted)
+
+
 def test_a_message_above_a_frame_is_cut_and_joined() -> None:
     body = bytes(range(256)) * (frames.FRAME_CAP // 100)
     pieces = frames.pack({"kind": "x"}, body)
     assert len(pieces) > 2
     ((header, got),) = frames.Parser().feed(b"".join(map(bytes, pieces)))
     assert (header, got == body) == ({"kind": "x"}, True)
+
+
+def test_a_large_frame_in_single_bytes_costs_no_more_than_its_bytes() -> None:
+    body = bytes(200_000)
+    whole = stream({"kind": "x"}, body)
+    parser = frames.Parser()
+    found: list[tuple[frames.Header, bytes]] = []
+    tracemalloc.start()
+    try:
+        for at in range(len(whole)):
+            found += parser.feed(whole[at : at + 1])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found == [({"kind": "x"}, body)]
+    assert peak < 4 * len(whole)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import anyio
 import psutil
 import pytest
 
-from rlm_jupyter.errors import KernelDied, ProtocolError
+from rlm_jupyter.errors import KernelDied, KernelError, ProtocolError
 from rlm_jupyter.kernels.environment import Environment
 from rlm_jupyter.kernels.guest import processes, wire
 from rlm_jupyter.kernels.guest.frames import Header, pack
@@ -391,6 +391,43 @@ print(llm_query("still"))
 """
     assert await repl.out(code) == "STILL"
     assert [request.prompts for request in repl.requests] == [("still",)]
+
+
+async def test_p18_a_forged_answer_is_refused_and_leaves_no_descriptor(repl: Session) -> None:
+    """Neither pipes, devices, folders and files of another size, nor memory that can still be changed, pass for an answer."""
+    supervisor = psutil.Process(repl.kernel.pid).parents()[1]
+    await repl.ok("""
+import hashlib, os, sys
+
+def _ask(fd, **other):
+    channel = sys.modules["_rlm_repl"].repl.channel
+    header = {"kind": "final", "name": "", "type_name": "str", "form": "text", "size": 3, "digest": "0" * 64, **other}
+    return channel.ask(header, fd=fd)[0]
+
+fds = {"none": None, "pipe": os.pipe()[0], "device": os.open("/dev/zero", os.O_RDONLY), "folder": os.open(".", os.O_RDONLY)}
+fds["loose memory"] = os.memfd_create("x")
+os.write(fds["loose memory"], b"abc")
+fds["other size"] = os.open("four", os.O_RDWR | os.O_CREAT)
+os.write(fds["other size"], b"abcd")
+fds["good"] = os.open("three", os.O_RDWR | os.O_CREAT)
+os.write(fds["good"], b"abc")
+""")
+    before = supervisor.num_fds()
+    answers = await repl.out("""
+for _ in range(20):
+    told = {kind: _ask(fd) for kind, fd in fds.items() if kind != "good"}
+    told["bad form"] = _ask(fds["good"], form="pickle")
+    told["not a final"] = _ask(fds["good"], kind="picture")
+print(told)
+""")
+    assert answers.count("could not be read") == 7
+    assert supervisor.num_fds() < before + 20  # those of a spare kernel may have come; one leak would be 20
+    forged = await repl.ok("_ask(fds['good'])")
+    assert forged.result.final is not None
+    with pytest.raises(KernelError, match="digest"):
+        await repl.kernel.value(forged.result.final)
+    digest = "hashlib.sha256(b'abc').hexdigest()"
+    assert await repl.final(f"_ask(fds['good'], digest={digest})") == "abc"
 
 
 async def test_p19_the_helpers_are_there_in_every_cell(repl: Session) -> None:

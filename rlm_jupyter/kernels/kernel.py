@@ -43,7 +43,7 @@ LADDER_SECONDS = 3.0
 """How long the supervisor's ladder may take until the supervisor itself is taken for stuck."""
 CLOSE_SECONDS = 3.0
 PART_SECONDS = 30.0
-PARTS_AHEAD = 8
+PARTS_AHEAD = 16
 LOAD_SECONDS = 60.0
 LOAD_BYTES_A_SECOND = 10 * 1024 * 1024
 
@@ -216,12 +216,20 @@ class Kernel:
         digest = hashlib.sha256()
         offsets = deque(range(0, info.size, wire.VALUE_PIECE))
         under_way: deque[asyncio.Future[bytes]] = deque()
+        hashed: asyncio.Future[None] | None = None
         try:
             while offsets or under_way:
                 while offsets and len(under_way) < PARTS_AHEAD:
                     under_way.append(self._ask_part(info.number, offsets.popleft()))
                 pieces.append(await asyncio.wait_for(under_way.popleft(), PART_SECONDS))
-                digest.update(pieces[-1])
+                if info.size <= wire.VALUE_PIECE:
+                    digest.update(pieces[-1])
+                    continue
+                if hashed is not None:  # one piece after the other, in a thread, while the next one comes
+                    await hashed
+                hashed = asyncio.get_running_loop().run_in_executor(None, digest.update, pieces[-1])
+            if hashed is not None:
+                await hashed
         except TimeoutError:
             raise self._break(KernelDied("The kernel's supervisor stopped answering; the variables are lost.")) from None
         data = b"".join(pieces)

@@ -1,7 +1,8 @@
 """The unix socket on which the code of one kernel asks: a listener, and a connection per process and thread.
 
 The first message must be the kernel's token, within a short time and a small size; anything else closes the connection without
-any effect. After it each connection has one request under way at most, and each request gets one answer.
+any effect. After it each connection has one request under way at most, and each request gets one answer. A request may bring
+one descriptor, which is closed unless somebody takes it while the request is handled.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ HELLO_SECONDS = 10.0
 HELLO_CAP = 4096
 CONNECTION_CAP = 8192
 _READ_SIZE = 1024 * 1024
+_CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 Ask = Callable[["AskConnection", Header, bytes], None]
 
@@ -28,6 +30,7 @@ class AskConnection:
 
     def __init__(self, listener: AskListener, sock: socket.socket) -> None:
         self.call = ""
+        self._fd: int | None = None
         self._listener = listener
         self._loop = listener.loop
         self._sock = sock
@@ -48,13 +51,24 @@ class AskConnection:
         self._outbox.put(pack(header, body))
         self._write()
 
+    def descriptor(self) -> int | None:
+        """Give the descriptor that came with the request, to be closed by whoever takes it."""
+        fd, self._fd = self._fd, None
+        return fd
+
     def close(self) -> None:
         if self._sock.fileno() < 0:
             return
+        self._drop_descriptor()
         self._hello.cancel()
         self._loop.unwatch(self._sock.fileno())
         self._sock.close()
         self._listener.forget(self)
+
+    def _drop_descriptor(self) -> None:
+        fd = self.descriptor()
+        if fd is not None:
+            os.close(fd)
 
     def _ready(self) -> None:
         if self._full:
@@ -62,11 +76,14 @@ class AskConnection:
         if self._sock.fileno() < 0:
             return
         try:
-            data = self._sock.recv(_READ_SIZE)
+            data, fds, _, _ = socket.recv_fds(self._sock, _READ_SIZE, 1, _CLOSE_ON_EXEC)
         except BlockingIOError:
             return
         except OSError:
-            data = b""
+            data, fds = b"", []
+        if fds:
+            self._drop_descriptor()
+            self._fd = fds[0]
         if not data:
             self.close()
             return
@@ -90,6 +107,7 @@ class AskConnection:
             raise FrameError("a request before the answer to the last one")
         self._waiting = True
         self._listener.ask(self, header, body)
+        self._drop_descriptor()
 
     def _write(self) -> None:
         try:

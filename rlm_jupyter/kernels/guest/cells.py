@@ -284,7 +284,7 @@ class Cells:
         self._kernel.send(call)
 
     def _final(self, work: Work, connection: AskConnection, header: Header) -> None:
-        held = self._kernel.finals.take(header)
+        held = self._kernel.finals.take(header, connection.descriptor())
         if held is None:
             connection.answer({"refused": "the answer could not be read"})
             return

@@ -1,20 +1,22 @@
-"""The answers that FINAL_VAR left: files of the kernel's private folder, held open and unlinked.
+"""The answers that FINAL_VAR left: files without a name, whose descriptors the kernel's code has handed over.
 
 The value is encoded at the moment of the call, so that nothing that happens later changes it; the last few are kept for the
-host to fetch piece by piece.
+host to fetch piece by piece. What is handed over may be anything: it counts only if it is a regular file of the announced
+size, in sealed memory or on the disk of the kernel's own folder, so that reading it cannot block. That its bytes are those of
+the digest is for the host to check.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
-import re
 import stat
 
 from . import wire
 from .frames import Header
 
 KEPT = 4
-_NAME = re.compile(r"[0-9a-f]{32}")
 
 Held = tuple[wire.FinalInfo, int]
 
@@ -28,25 +30,27 @@ class Finals:
         self._count = 0
         self._kept: dict[int, Held] = {}
 
-    def take(self, header: Header) -> Held | None:
-        """Take hold of the file that the kernel's code has written, or give None where it is not what the code says."""
-        path = header.get("path")
-        if not isinstance(path, str) or not _NAME.fullmatch(path):
+    def take(self, header: Header, fd: int | None) -> Held | None:
+        """Take over the descriptor of an answer, or close it and give None where it is not what the code says."""
+        if fd is None:
             return None
         self._count += 1
         values = {key: header.get(key) for key in ("name", "type_name", "form", "size", "digest")}
-        full = os.path.join(self._folder, path)
-        try:
+        with contextlib.suppress(wire.WireError, OSError):
             info = wire.read_final({"number": self._count, **values})
-            fd = os.open(full, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            os.unlink(full)
-        except (wire.WireError, OSError):
-            return None
-        status = os.fstat(fd)
-        if stat.S_ISREG(status.st_mode) and status.st_size == info.size <= self._cap:
-            return info, fd
+            status = os.fstat(fd)
+            if stat.S_ISREG(status.st_mode) and status.st_size == info.size <= self._cap and self._is_at_hand(fd, status):
+                return info, fd
         os.close(fd)
         return None
+
+    def _is_at_hand(self, fd: int, status: os.stat_result) -> bool:
+        """Tell whether a file is sealed memory, or on the disk of the kernel's folder: not one that its maker can stall."""
+        with contextlib.suppress(OSError, AttributeError):
+            seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+            if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & seals == seals:
+                return True
+        return status.st_dev == os.stat(self._folder).st_dev
 
     def keep(self, held: Held) -> None:
         """Keep an answer that counts, and let go of the oldest above `KEPT`."""

@@ -24,6 +24,8 @@ HEADER_CAP = 4 * MIB
 _FRAME = struct.Struct(">IB")
 _LENGTH = struct.Struct(">I")
 _MORE = 1
+_LARGE = 64 * 1024
+"""Bytes from which a frame is not gathered in one buffer first."""
 
 Header = dict[str, Any]
 
@@ -55,53 +57,102 @@ def pack(header: Header, body: bytes | memoryview = b"") -> list[bytes | memoryv
 
 
 class Parser:
-    """Cut a byte stream into messages. `cap` bounds one message; `FrameError` ends the stream for good."""
+    """Cut a byte stream into messages. `cap` bounds one message; `FrameError` ends the stream for good.
+
+    What is read of a large frame is kept as it came, and copied once, when the message is whole.
+    """
 
     def __init__(self, cap: int = MESSAGE_CAP) -> None:
         self.cap = cap
         self._buffer = bytearray()
-        self._message = bytearray()
+        self._message = _Parts()
+        self._missing = 0
+        self._more = False
 
     def feed(self, data: bytes | bytearray | memoryview) -> Iterator[tuple[Header, bytes]]:
         """Take what was read; give every message that is whole now."""
-        buffer = self._buffer
-        buffer += data
-        at = 0
+        if self._missing:
+            piece = data[: self._missing]
+            self._missing -= len(piece)
+            self._message.put(piece)
+            data = data[len(piece) :]
+            if not self._missing and not self._more:
+                yield self._message.take()
+        if len(data):
+            self._buffer += data
+            yield from self._frames()
+
+    def _frames(self) -> Iterator[tuple[Header, bytes]]:
+        buffer, at = self._buffer, 0
         while len(buffer) - at >= _FRAME.size:
             size, flags = _FRAME.unpack_from(buffer, at)
             if size > FRAME_CAP or flags & ~_MORE:
                 raise FrameError(f"a frame of {size:,} bytes with flags {flags}")
-            if len(self._message) + size > self.cap:
+            if self._message.size + size > self.cap:
                 raise FrameError(f"a message above {self.cap:,} bytes")
             end = at + _FRAME.size + size
-            if len(buffer) < end:
+            if len(buffer) < end and size < _LARGE:
                 break
-            piece = buffer[at + _FRAME.size : end]
-            at = end
-            if flags & _MORE:
-                self._message += piece
-                continue
-            if self._message:
-                self._message += piece
-                piece, self._message = self._message, bytearray()
-            yield _unpack(piece)
+            self._more = bool(flags & _MORE)
+            self._message.put(buffer[at + _FRAME.size : end])
+            self._missing = max(0, end - len(buffer))
+            at = min(end, len(buffer))
+            if not self._missing and not self._more:
+                yield self._message.take()
         del buffer[:at]
 
 
-def _unpack(message: bytearray) -> tuple[Header, bytes]:
-    if len(message) < _LENGTH.size:
-        raise FrameError("a message without a header")
-    (size,) = _LENGTH.unpack_from(message)
-    if size > HEADER_CAP or size > len(message) - _LENGTH.size:
-        raise FrameError(f"a header of {size:,} bytes in a message of {len(message):,}")
-    end = _LENGTH.size + size
+class _Parts:
+    """A message as it comes. Small parts are put together, so that many of them cost no more than their bytes."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._parts: list[bytes | bytearray] = []
+
+    def put(self, piece: bytes | bytearray | memoryview) -> None:
+        self.size += len(piece)
+        if len(piece) < _LARGE and self._parts and isinstance(self._parts[-1], bytearray):
+            self._parts[-1] += piece
+        else:
+            self._parts.append(piece if type(piece) is bytes and len(piece) >= _LARGE else bytearray(piece))
+
+    def take(self) -> tuple[Header, bytes]:
+        """Read the message, which is whole, and begin the next one."""
+        parts, size, self._parts, self.size = self._parts, self.size, [], 0
+        if size < _LENGTH.size:
+            raise FrameError("a message without a header")
+        if len(parts[0]) < min(size, HEADER_CAP + _LENGTH.size):
+            parts = _whole_header(parts, size)
+        end = _LENGTH.size + _header_size(parts[0], size)
+        with memoryview(parts[0]) as first:
+            return _header(first[_LENGTH.size : end]), b"".join([first[end:], *parts[1:]])
+
+
+def _whole_header(parts: list[bytes | bytearray], size: int) -> list[bytes | bytearray]:
+    """Put so many parts together that the header is in the first one."""
+    start = bytearray()
+    for count, part in enumerate(parts, 1):
+        start += part
+        if len(start) >= _LENGTH.size and len(start) >= _LENGTH.size + _header_size(start, size):
+            return [start, *parts[count:]]
+    raise FrameError("a message without a header")
+
+
+def _header_size(start: bytes | bytearray, whole: int) -> int:
+    (size,) = _LENGTH.unpack_from(start)
+    if size > HEADER_CAP or size > whole - _LENGTH.size:
+        raise FrameError(f"a header of {size:,} bytes in a message of {whole:,}")
+    return int(size)
+
+
+def _header(data: memoryview) -> Header:
     try:
-        header = _DECODER.decode(message[_LENGTH.size : end].decode("ascii"))
+        header = _DECODER.decode(str(data, "ascii"))
     except (ValueError, RecursionError) as error:
         raise FrameError("a header that is not plain JSON") from error
     if type(header) is not dict:
         raise FrameError("a header that is not an object")
-    return header, bytes(memoryview(message)[end:])
+    return header
 
 
 def _refuse(constant: str) -> NoReturn:

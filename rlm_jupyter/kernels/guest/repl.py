@@ -16,6 +16,7 @@ import asyncio
 import base64
 import contextlib
 import difflib
+import fcntl
 import hashlib
 import io
 import json
@@ -33,6 +34,10 @@ MODULE = "_rlm_repl"
 CROSSING = "_rlm_crossing"
 
 FRAME_CAP = 16 * 1024 * 1024
+_IN_MEMORY = 32 * 1024 * 1024
+"""Bytes of an answer that is handed over in memory; a larger one goes by a file on disk."""
+_BESIDE = 1024 * 1024
+"""Bytes from which it pays to hash beside the writing."""
 _FRAME = struct.Struct(">IB")
 _LENGTH = struct.Struct(">I")
 
@@ -63,11 +68,14 @@ class Channel:
         self._token = token
         self._local = threading.local()
 
-    def ask(self, header: dict[str, Any], body: bytes = b"") -> tuple[dict[str, Any], bytes]:
-        """Send one request and wait for its answer. An interrupted wait gives the connection up, and so the request."""
+    def ask(self, header: dict[str, Any], body: bytes = b"", fd: int | None = None) -> tuple[dict[str, Any], bytes]:
+        """Send one request, with a descriptor if one is given, and wait for its answer.
+
+        An interrupted wait gives the connection up, and so the request.
+        """
         try:
             connection = self._connection()
-            _send(connection, header, body)
+            _send(connection, header, body, fd)
             return _receive(connection)
         except OSError as error:
             self.drop()
@@ -94,12 +102,15 @@ class Channel:
         return connection
 
 
-def _send(connection: socket.socket, header: dict[str, Any], body: bytes) -> None:
+def _send(connection: socket.socket, header: dict[str, Any], body: bytes, fd: int | None = None) -> None:
     head = json.dumps(header, separators=(",", ":")).encode("ascii")
     view = memoryview(_LENGTH.pack(len(head)) + head + body)
     while True:
         piece, view = view[:FRAME_CAP], view[FRAME_CAP:]
-        connection.sendall(_FRAME.pack(len(piece), 1 if view else 0) + piece)
+        frame = _FRAME.pack(len(piece), 1 if view else 0) + piece
+        if fd is not None:
+            frame, fd = frame[socket.send_fds(connection, [frame], [fd]) :], None
+        connection.sendall(frame)
         if not view:
             return
 
@@ -341,14 +352,18 @@ class Repl:
         form, type_name, data = sys.modules[CROSSING].encode(var, self.caps["packages"])
         if len(data) > self.caps["value"]:
             raise ValueError(f"an answer of {len(data):,} bytes; at most {self.caps['value']:,}: give a smaller one")
-        path = secrets.token_hex(16)
-        os.makedirs(self.caps["finals"], mode=0o700, exist_ok=True)
-        with open(os.path.join(self.caps["finals"], path), "xb") as file:
-            file.write(data)
-        answer, _ = self.channel.ask(
-            {"kind": "final", "name": name[:1000], "type_name": type_name, "form": form, "size": len(data),
-             "digest": hashlib.sha256(data).hexdigest(), "path": path}
-        )  # fmt: skip
+        digest = _Digest(data)
+        try:
+            fd = _unnamed(data, self.caps["finals"])
+        finally:
+            hexdigest = digest.result()
+        try:
+            answer, _ = self.channel.ask(
+                {"kind": "final", "name": name[:1000], "type_name": type_name, "form": form, "size": len(data),
+                 "digest": hexdigest}, fd=fd
+            )  # fmt: skip
+        finally:
+            os.close(fd)
         if "refused" in answer:
             raise RuntimeError(answer["refused"])
 
@@ -369,6 +384,49 @@ class Repl:
         widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
         for row in rows:
             print(f"{row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}".rstrip())
+
+
+class _Digest:
+    """The SHA-256 of something, made beside other work where it is large."""
+
+    def __init__(self, data: bytes) -> None:
+        self._found: list[str] = []
+        self._thread = threading.Thread(target=self._make, args=(data,)) if len(data) > _BESIDE else None
+        if self._thread is None:
+            self._make(data)
+        else:
+            self._thread.start()
+
+    def _make(self, data: bytes) -> None:
+        self._found.append(hashlib.sha256(data).hexdigest())
+
+    def result(self) -> str:
+        if self._thread is not None:
+            self._thread.join()
+        return self._found[0]
+
+
+def _unnamed(data: bytes, folder: str) -> int:
+    """Give a descriptor of a file without a name that holds `data`: in memory, and sealed, where it is not too large."""
+    fd = -1
+    if len(data) <= _IN_MEMORY and hasattr(os, "memfd_create"):
+        with contextlib.suppress(OSError):
+            fd = os.memfd_create("final", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    sealed = fd >= 0
+    if not sealed:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        path = os.path.join(folder, secrets.token_hex(16))
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        os.unlink(path)
+    try:
+        with open(fd, "wb", closefd=False) as file:
+            file.write(data)
+        if sealed:
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 class _NameArguments(ast.NodeTransformer):
