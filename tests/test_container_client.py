@@ -86,7 +86,7 @@ def test_an_engine_that_is_silent_is_given_up_in_time(tmp_path: Path, monkeypatc
         before = time.monotonic()
         with pytest.raises(SettingsError) as error:
             check_engine(find())
-    assert time.monotonic() - before < 5
+    assert time.monotonic() - before < 8
     assert "did not answer within 4 s" in one_line(error)
 
 

@@ -7,15 +7,16 @@ empty wheels of the same name and version, which are thrown away afterwards: so 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
 import shutil
 import sys
 import tarfile
+import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import IO
@@ -28,6 +29,12 @@ from packaging.version import InvalidVersion, Version
 from rlm_jupyter.errors import KernelStartError, SettingsError
 from rlm_jupyter.kernels.client import cleaned
 from rlm_jupyter.kernels.commands import Command, Stop
+from rlm_jupyter.kernels.interior import Interior
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 LEAST: Mapping[str, str] = {"ipykernel": "6.31", "ipython": "8.31", "jupyter-client": "8.6", "pyzmq": "26", "dill": "0.3.9"}
 """What every kernel needs, with the oldest version that does."""
@@ -38,33 +45,6 @@ _MARK = "rlmstub"
 _ROUNDS = 4
 _LEFT_OUT = frozenset({"bin", "Scripts", "share", "etc", "include"})
 _SHOWN = re.compile(r"\s*Downloading (?:.*/)?([A-Za-z0-9_.]+)-[^ ]+ \(([\d.]+ [MG]B)\)")
-
-
-@dataclass(frozen=True, slots=True)
-class Interior:
-    """The Python inside an image, as its probe told and `images` checked."""
-
-    python: str
-    interpreter: str
-    machine: str
-    libc: str
-    libc_version: tuple[int, int]
-    threaded: bool
-    site: str
-    markers: Mapping[str, str]
-    installed: Mapping[str, str]
-
-    def platforms(self) -> list[str]:
-        """Give the platform tags of the wheels that it can use, the newest first (PEP 600, PEP 656)."""
-        major, minor = self.libc_version
-        if self.libc == "musl":
-            return [f"musllinux_{major}_{n}_{self.machine}" for n in range(minor, -1, -1)]
-        oldest = 5 if self.machine in ("x86_64", "i686") else 17
-        many = [f"manylinux_{major}_{n}_{self.machine}" for n in range(minor, oldest - 1, -1)]
-        return [*many, f"manylinux2014_{self.machine}"]
-
-    def abi(self) -> str:
-        return "cp" + "".join(self.python.split(".")[:2]) + ("t" if self.threaded else "")
 
 
 def wanted() -> dict[str, str]:
@@ -229,12 +209,37 @@ def _known(minor: int) -> int:
     return max([known for known in (17, 28, *range(31, 41)) if known <= minor], default=17)
 
 
+@contextlib.contextmanager
+def work_folder() -> Iterator[Path]:
+    """Give a folder to work in that is gone afterwards, and remove those of processes that were killed meanwhile."""
+    for left in Path(tempfile.gettempdir()).glob("rlm-image-*/lock"):
+        with contextlib.suppress(OSError), left.open("rb") as lock:
+            _take(lock)
+            shutil.rmtree(left.parent, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="rlm-image-") as folder, open(os.path.join(folder, "lock"), "wb") as lock:
+        with contextlib.suppress(OSError):
+            _take(lock)
+        yield Path(folder)
+
+
+def _take(lock: IO[bytes]) -> None:
+    """Take a lock that ends with the process; an OSError when another has it, or where there are no such locks."""
+    if fcntl is None:
+        raise OSError
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def pack(folder: Path, to: IO[bytes]) -> None:
-    """Write a folder's importable files as a tar: regular files and folders only, owned by root, all with the same date."""
+    """Write a folder's importable files as a tar: regular files and folders only, owned by root, all with the same date.
+
+    Programs (their first line names this machine's Python) and the tests of numpy, pandas and pyarrow (a quarter of all files)
+    are left out.
+    """
     with tarfile.open(fileobj=to, mode="w|", format=tarfile.PAX_FORMAT, bufsize=1024 * 1024) as tar:
         for path in sorted(folder.rglob("*")):
             inner = path.relative_to(folder)
-            if inner.parts[0] in _LEFT_OUT or path.is_symlink() or not (path.is_dir() or path.is_file()):
+            tests = inner.parts[0] in DATA and "tests" in inner.parts
+            if inner.parts[0] in _LEFT_OUT or tests or path.is_symlink() or not (path.is_dir() or path.is_file()):
                 continue
             entry = tarfile.TarInfo(inner.as_posix())
             entry.mtime = 1_000_000_000
