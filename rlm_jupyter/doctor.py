@@ -109,6 +109,8 @@ def _environments(defaults: Mapping[str, Any]) -> Iterator[Finding]:
     for name in settings.ENVIRONMENTS:
         trial = TRIES[name](defaults)
         yield Finding("Environments", name, trial.value, trial.state, trial.advice)
+        if trial.engine:
+            yield Finding("Environments", f"{name} engine", trial.engine)
 
 
 def _providers() -> Iterator[Finding]:

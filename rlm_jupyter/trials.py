@@ -35,11 +35,12 @@ FIRST_USE = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Trial:
-    """What came of it: in words, whether that is ok, a note (nothing is wrong) or a problem, and what to type."""
+    """What came of it: in words, whether that is ok, a note (nothing is wrong) or a problem, what to type, and what runs it."""
 
     value: str
     state: str = OK
     advice: str = ""
+    engine: str = ""
 
 
 def _local(defaults: Mapping[str, Any]) -> Trial:
@@ -75,15 +76,13 @@ def _docker(defaults: Mapping[str, Any]) -> Trial:
         )
         if image is None:
             name = settings.image or images.default_image(found)
-            return Trial(f"{what}; no image is ready for {name} yet", NOTE, FIRST_USE)
+            return Trial(f"no image is ready for {name} yet", NOTE, FIRST_USE, what)
         box = docker.make_box(settings, found, engine, image, 0)
         seconds = ran_a_cell(partial(docker.open_docker, box, how="forked"))
     except RLMError as error:
         return Trial("not ready", PROBLEM, str(error))
-    where = f"{image.base} (Python {image.python})"
-    return Trial(
-        f"ready: ran a cell, {seconds:.1f} s with its start, in a container of {where}; {what} ({ENVIRONMENTS['docker']})"
-    )
+    where = f"a container of {image.base} (Python {image.python})"
+    return Trial(f"ready: ran a cell in {where}, {seconds:.1f} s with its start ({ENVIRONMENTS['docker']})", engine=what)
 
 
 def _client(client: Client) -> str:

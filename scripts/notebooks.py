@@ -1,6 +1,7 @@
-"""Execute the notebooks and save them with their outputs: `python scripts/notebooks.py [NAME ...]`.
+"""Execute the notebooks and save them with their outputs: `python -m scripts.notebooks [NAME ...]`.
 
 What is saved is what a reader sees, so outputs are real, and nothing of the machine that ran them is in the metadata.
+Containers are of the image that the tests use, made ready before: its progress is nothing to keep.
 """
 
 from __future__ import annotations
@@ -13,11 +14,20 @@ from pathlib import Path
 import nbclient
 import nbformat
 
+from rlm_jupyter.kernels import images
+from rlm_jupyter.kernels.client import find
+from tests.engine import base_image
+
+CONTAINERS = "environments.ipynb"
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 
 
 def execute(path: Path) -> None:
     book = nbformat.read(path, as_version=4)
+    os.environ.pop("RLM_JUPYTER_IMAGE", None)
+    if path.name == CONTAINERS:
+        os.environ["RLM_JUPYTER_IMAGE"] = image = base_image()
+        images.prepare(find(), image, print)
     with tempfile.TemporaryDirectory() as traces:
         os.environ["RLM_JUPYTER_TRACES"] = traces
         nbclient.NotebookClient(
