@@ -13,8 +13,9 @@ import os
 import shutil
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO
 
 from rlm_jupyter.errors import SettingsError
@@ -22,6 +23,8 @@ from rlm_jupyter.settings import CONTEXT_CAP, MIB
 
 SMALL = MIB
 PIECE = 8 * MIB
+PIECES_AHEAD = 2
+"""Pieces that may be written before they are hashed."""
 PROGRESS_AFTER = 1.0
 PROGRESS_EVERY = 0.25
 
@@ -114,6 +117,7 @@ class Writer:
         self._spool: Spool | None = None
         self._digest = hashlib.sha256()
         self._helper: ThreadPoolExecutor | None = None
+        self._hashing: deque[Future[None]] = deque()
         self._progress = progress
         self._told = time.monotonic() + PROGRESS_AFTER - PROGRESS_EVERY
 
@@ -121,8 +125,12 @@ class Writer:
         view = memoryview(data).cast("B")
         if self.size + len(view) > CONTEXT_CAP:
             raise SettingsError(f"the context has more than {CONTEXT_CAP:,} bytes, which is the cap")
-        for at in range(0, len(view), PIECE):
-            self._write(view[at : at + PIECE])
+        try:
+            for at in range(0, len(view), PIECE):
+                self._write(view[at : at + PIECE])
+        finally:
+            if type(data) is not bytes:  # what can change, or is released now, must have been hashed before
+                self._settle(0)
         return len(view)
 
     def align(self, step: int) -> None:
@@ -130,6 +138,7 @@ class Writer:
         self.write(bytes(-self.size % step))
 
     def payload(self, form: str) -> Payload:
+        self._settle(0)
         if self._helper is not None:
             self._helper.shutdown()
         data: bytes | Spool = bytes(self._memory or b"") if self._spool is None else self._spool
@@ -147,17 +156,20 @@ class Writer:
             self._memory = None
             self._helper = ThreadPoolExecutor(1, "rlm-digest")
         if len(view) < SMALL or self._helper is None:
+            self._settle(0)
             self._digest.update(view)
-            self._spool.write(view)
         else:
-            hashed = self._helper.submit(self._digest.update, view)
-            try:
-                self._spool.write(view)
-            finally:
-                hashed.result()
+            self._settle(PIECES_AHEAD - 1)
+            self._hashing.append(self._helper.submit(self._digest.update, view))
+        self._spool.write(view)
         if self._progress is not None and time.monotonic() - self._told > PROGRESS_EVERY:
             self._told = time.monotonic()
             self._progress(self.size)
+
+    def _settle(self, left: int) -> None:
+        """Wait until at most `left` pieces are still to be hashed."""
+        while len(self._hashing) > left:
+            self._hashing.popleft().result()
 
 
 def _unnamed_file() -> IO[bytes]:
