@@ -150,7 +150,7 @@ def changed(message: wire.Message, **changes: Any) -> dict[str, Any]:
     return {name: value for name, value in header.items() if value != "gone"}
 
 
-DONE, OUTPUT, ASK = SAMPLES[15], SAMPLES[12], SAMPLES[13]
+DONE, OUTPUT, ASK = (next(each for each in SAMPLES if type(each) is kind) for kind in (wire.Done, wire.Output, wire.Call))
 
 
 @pytest.mark.parametrize(
