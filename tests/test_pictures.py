@@ -139,6 +139,15 @@ def test_a_run_of_an_earlier_session_is_shown_with_its_plots(tmp_path: Path, mon
     assert check(pages[-1].pictures[0]) == check(base64.b64decode(event.data))
 
 
+def test_a_trace_file_that_cannot_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLM_JUPYTER_TRACES", str(tmp_path))
+    (tmp_path / "odd.jsonl").write_bytes(b"{}\n\xff")
+    with open_shell() as shell:
+        assert shell.run("%rlm show odd").output == (
+            "UsageError: odd.jsonl cannot be shown: the trace is not UTF-8 at byte 3\n"
+        )
+
+
 def test_pictures_are_told_to_the_lm_as_text() -> None:
     from rlm_jupyter import prompts
 
