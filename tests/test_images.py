@@ -26,6 +26,7 @@ from rlm_jupyter.kernels.client import Client, find
 from rlm_jupyter.kernels.commands import Command, Stop
 from rlm_jupyter.kernels.images import KEY_LABEL, Image, check_name, default_image, prepare
 from rlm_jupyter.kernels.inspection import BUILD_LABEL
+from rlm_jupyter.kernels.packages import REMOVER
 from tests.engine import Engine, EngineError
 
 pytestmark = pytest.mark.timeout(400)
@@ -46,12 +47,20 @@ def silent(line: str) -> None:
     """Take a line of progress and do nothing with it."""
 
 
+def removed() -> None:
+    """Wait until the folders that are being removed are gone."""
+    for thread in threading.enumerate():
+        if thread.name == REMOVER:
+            thread.join(60)
+
+
 @pytest.fixture(autouse=True)
 def nothing_left(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Every test leaves no container of ours and nothing in the temporary folder."""
     folder = tmp_path_factory.mktemp("tmp")
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     yield folder
+    removed()
     assert os.listdir(folder) == []
     if shutil.which("docker"):
         assert ENGINE.containers(f"label={BUILD_LABEL}={os.getpid()}") == set()

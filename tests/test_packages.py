@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import threading
 from importlib import metadata
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from packaging.requirements import Requirement
 
 from rlm_jupyter.errors import KernelStartError, SettingsError
 from rlm_jupyter.kernels.interior import Interior
-from rlm_jupyter.kernels.packages import Fetch, missing, pack, wanted, work_folder
+from rlm_jupyter.kernels.packages import REMOVER, Fetch, missing, pack, wanted, work_folder
 
 MARKERS = {
     "implementation_name": "cpython", "implementation_version": "3.12.4", "os_name": "posix", "platform_machine": "aarch64",
@@ -115,10 +116,17 @@ def test_a_packed_folder_holds_plain_files_only(tmp_path: Path) -> None:
     )
 
 
+def join() -> None:
+    for thread in [thread for thread in threading.enumerate() if thread.name == REMOVER]:
+        thread.join(60)
+
+
 def test_a_folder_in_use_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / "rlm-image-dead").mkdir()
     (tmp_path / "rlm-image-dead" / "lock").touch()
     with work_folder() as first, work_folder() as second:
+        join()
         assert {first, second} == set(tmp_path.iterdir())
+    join()
     assert list(tmp_path.iterdir()) == []

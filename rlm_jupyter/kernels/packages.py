@@ -15,6 +15,7 @@ import shutil
 import sys
 import tarfile
 import tempfile
+import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
@@ -209,17 +210,31 @@ def _known(minor: int) -> int:
     return max([known for known in (17, 28, *range(31, 41)) if known <= minor], default=17)
 
 
+REMOVER = "rlm_jupyter remover"
+
+
 @contextlib.contextmanager
 def work_folder() -> Iterator[Path]:
-    """Give a folder to work in that is gone afterwards, and remove those of processes that were killed meanwhile."""
+    """Give a folder to work in that is gone soon afterwards, and remove those of processes that were killed meanwhile.
+
+    Thousands of files take seconds to remove, for which nobody should wait after an interrupt: a thread does it.
+    """
     for left in Path(tempfile.gettempdir()).glob("rlm-image-*/lock"):
         with contextlib.suppress(OSError), left.open("rb") as lock:
             _take(lock)
-            shutil.rmtree(left.parent, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix="rlm-image-") as folder, open(os.path.join(folder, "lock"), "wb") as lock:
-        with contextlib.suppress(OSError):
-            _take(lock)
-        yield Path(folder)
+            _remove_later(left.parent)
+    folder = Path(tempfile.mkdtemp(prefix="rlm-image-"))
+    try:
+        with (folder / "lock").open("wb") as lock:
+            with contextlib.suppress(OSError):
+                _take(lock)
+            yield folder
+    finally:
+        _remove_later(folder)
+
+
+def _remove_later(folder: Path) -> None:
+    threading.Thread(target=shutil.rmtree, args=(folder,), kwargs={"ignore_errors": True}, name=REMOVER).start()
 
 
 def _take(lock: IO[bytes]) -> None:
