@@ -45,9 +45,9 @@ Ask about a variable of the notebook, and keep the result::
     %%rlm --context contracts --model gpt-5-mini --out result
     Which contracts have a change-of-control clause, and what triggers it?
 
-Ask about a text file (or a folder, or a glob), with caps, on a server of your own::
+Ask about a text file (or a folder, or a glob), the code in a container without a network, the model on a server of your own::
 
-    %%rlm --context ./server.log --base-url http://localhost:8000/v1 --model qwen3 --max-calls 200 --timeout 600
+    %%rlm --context ./server.log --env docker --base-url http://localhost:8000/v1 --model qwen3 --max-calls 200
     When did the errors begin, and what came just before the first one?
 
 Try it without a key; {{name}} puts a variable's text into the question::
@@ -91,7 +91,7 @@ class RLMMagics(Magics):
     price_as = Unicode(
         "", help="The model whose price holds for names of your own: deployments of Azure, models behind base_url."
     ).tag(config=True)
-    env = Unicode("local", help="Where the code runs: local (not isolated).").tag(config=True)
+    env = Unicode("local", help="Where the code runs: local (not isolated) or docker (a container).").tag(config=True)
     kernel = Unicode("", help="An installed kernelspec to run the code in; empty: this notebook's Python.").tag(config=True)
     view = Enum(VIEWS, "auto", help="What is shown: html in notebooks, text in terminals, none; auto chooses.").tag(config=True)
     image = Unicode("", help="With --env docker: the image to start from; empty: python:X.Y-slim.").tag(config=True)
