@@ -41,6 +41,8 @@ LEAST: Mapping[str, str] = {"ipykernel": "6.31", "ipython": "8.31", "jupyter-cli
 """What every kernel needs, with the oldest version that does."""
 DATA = ("numpy", "pandas", "pyarrow")
 """What lets tables and arrays cross, and what code that an LM writes expects to find."""
+ALSO = ("matplotlib", "polars")
+"""What a kernel gets where the user's own Python has it: plots, and one more kind of frame."""
 FETCH_SECONDS = 1200.0
 _MARK = "rlmstub"
 _ROUNDS = 4
@@ -51,11 +53,12 @@ _SHOWN = re.compile(r"\s*Downloading (?:.*/)?([A-Za-z0-9_.]+)-[^ ]+ \(([\d.]+ [M
 def wanted() -> dict[str, str]:
     """Give what the kernel needs with the host's own versions, as requirements by name: contexts cross as pickles of pandas."""
     found = {}
-    for name in (*LEAST, *DATA):
+    for name in (*LEAST, *DATA, *ALSO):
         try:
             found[name] = f"{name}=={Version(metadata.version(name)).public}"
         except (metadata.PackageNotFoundError, InvalidVersion):
-            found[name] = _loose(name)
+            if name not in ALSO:
+                found[name] = _loose(name)
     return found
 
 
@@ -94,7 +97,7 @@ class Fetch:
         """
         self._write_stubs()
         loose = {name: _loose(name) for name in needs}
-        attempts = [dict(needs), loose | {name: need for name, need in needs.items() if name in DATA}, loose]
+        attempts = [dict(needs), loose | {name: need for name, need in needs.items() if name in (*DATA, *ALSO)}, loose]
         said = ""
         for number, attempt in enumerate(attempts):
             if attempt in attempts[:number]:
@@ -253,7 +256,7 @@ def pack(folder: Path, to: IO[bytes]) -> None:
     with tarfile.open(fileobj=to, mode="w|", format=tarfile.PAX_FORMAT, bufsize=1024 * 1024) as tar:
         for path in sorted(folder.rglob("*")):
             inner = path.relative_to(folder)
-            tests = inner.parts[0] in DATA and "tests" in inner.parts
+            tests = inner.parts[0] in (*DATA, *ALSO) and "tests" in inner.parts
             if inner.parts[0] in _LEFT_OUT or tests or path.is_symlink() or not (path.is_dir() or path.is_file()):
                 continue
             entry = tarfile.TarInfo(inner.as_posix())

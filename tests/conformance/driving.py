@@ -41,7 +41,7 @@ def make_test_box(context: int = 300 * MIB, image: str = "", **settings: Any) ->
     found = client.find()
     asked = RunSettings(model="demo", environment="docker", image=image or base_image(), **settings)
     ready = images.prepare(found, asked.image, print)
-    return make_box(asked, found, client.check_engine(found), ready, context)
+    return make_box(asked, found, client.check_engine(found, client.PATIENT_SECONDS), ready, context)
 
 
 ENVIRONMENTS: dict[str, Callable[[], Open]] = {"local-forked": _local_forked, "local-cold": _local_cold, "docker": _docker}
