@@ -214,7 +214,7 @@ def test_a_registry_that_is_silent_is_given_up_in_time() -> None:
         registry.bind(("127.0.0.1", 0))
         registry.listen()
         before = time.monotonic()
-        with pytest.raises(SettingsError, match="did not end within 20 s"):
+        with pytest.raises(SettingsError, match="did not end within 10 s"):
             prepare(find(), f"127.0.0.1:{registry.getsockname()[1]}/no/such:1", silent)
         assert time.monotonic() - before < 30
 

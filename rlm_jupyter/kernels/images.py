@@ -27,7 +27,7 @@ RECIPE = "1"
 """Raise it when what is layered changes: derived images of before are not used any more."""
 REPOSITORY = "rlm-jupyter"
 KEY_LABEL = "rlm_jupyter.key"
-FIRST_ANSWER_SECONDS = 20.0
+FIRST_ANSWER_SECONDS = 10.0
 """Seconds for a registry to say anything: a slow connection is no reason to refuse an image."""
 _PULL_SECONDS = 3600.0
 _BUILD_SECONDS = 900.0
