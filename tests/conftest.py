@@ -10,12 +10,14 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import engine
+from tests.modal_local import boxes
+from tests.modal_local.plane import LocalModal
 
 
 def _no_chromium() -> str:
@@ -33,7 +35,12 @@ def _no_engine_to_stop() -> str:
     return "" if shutil.which("dockerd") else "there is no `dockerd` on the PATH. As root on Debian: make system-deps"
 
 
-PARTS: dict[str, Callable[[], str]] = {"chromium": _no_chromium, "docker": _no_engine, "dockerd": _no_engine_to_stop}
+PARTS: dict[str, Callable[[], str]] = {
+    "bwrap": boxes.why_missing,
+    "chromium": _no_chromium,
+    "docker": _no_engine,
+    "dockerd": _no_engine_to_stop,
+}
 """Each part by name, with what gives '' where it is there and else one line that says why not and what to do."""
 
 
@@ -59,6 +66,23 @@ def docker_image() -> str:
     except engine.EngineError as error:
         need("docker", str(error))
         raise
+
+
+@pytest.fixture(scope="session")
+def modal_plane() -> Iterator[LocalModal]:
+    """Give a local Modal control plane for the whole session; `local_modal` points the SDK at it."""
+    need("bwrap", PARTS["bwrap"]())
+    with LocalModal() as plane:
+        yield plane
+
+
+@pytest.fixture
+def local_modal(modal_plane: LocalModal, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalModal]:
+    """Give the control plane with the SDK pointed at it; afterwards its faults are mended and its sandboxes ended."""
+    for name, value in modal_plane.environment.items():
+        monkeypatch.setenv(name, value)
+    yield modal_plane
+    modal_plane.tidy()
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,1 @@
+"""A local stand-in for Modal's control plane; `plane.LocalModal` is what tests use. README.md tells what it emulates."""
