@@ -69,6 +69,7 @@ def _docker(defaults: Mapping[str, Any]) -> Trial:
     try:
         given: dict[str, Any] = {name: defaults.get(name) or None for name, place in PLACES.items() if place == "docker"}
         settings = RunSettings(model="demo", environment="docker", **given)
+        docker.check_box(settings, found, engine, 0)
         image = images.ready(found, settings.image)
         what = (
             f"{_client(found)}; engine {engine.version} on {engine.architecture}, {engine.cpus} CPUs, "

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Awaitable, Mapping
 from typing import IO, Any, TypeVar
 
+import anyio
 import anyio.to_thread
 
 T = TypeVar("T")
@@ -75,8 +76,11 @@ class Child:
                 return work.result()
             raise EOFError
         finally:
-            work.cancel()
-            exit_.cancel()
+            # Both must be over before anybody closes what they use: a descriptor's number is given out again at once.
+            for left in (work, exit_):
+                left.cancel()
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait({work, exit_})
 
     def said(self) -> str:
         """Give the end of what it wrote on its standard error."""

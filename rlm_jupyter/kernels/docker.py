@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import re
 import secrets
 import socket
 import subprocess
@@ -40,6 +41,8 @@ LOST_SECONDS = 1.5
 LEASE_SECONDS = 60
 """A box whose host is silent for so long ends itself; the host answers a sign of life every 2 s."""
 FILE_PIECE = MIB
+REFUSED = (125, 126, 127)
+"""Exit codes of the client that are its own: the engine refused, or the image's program cannot be run."""
 LABEL = "rlm_jupyter.box"
 FOLDER = "/tmp/rlm"
 NOBODY = 65534
@@ -95,16 +98,20 @@ class Box:
 
     def arguments(self, name: str) -> list[str]:
         """Give the client's command for a box of that name."""
+        podman = self.client.name == "podman"
+        # Docker gives a tmpfs the mode of the image's own folder: as its owner the box can still open it for itself.
+        owner = "" if podman else f",uid={NOBODY},gid={NOBODY}"
+        tmpfs = f"rw,nosuid,nodev,noexec{owner},mode=1777,size="
         limits = [
             f"--memory={self.memory}", f"--memory-swap={self.memory}", f"--cpus={self.cpus:g}", f"--pids-limit={PROCESSES}",
             "--ulimit=core=0", f"--shm-size={64 * MIB}",
-            f"--tmpfs=/tmp:rw,nosuid,nodev,noexec,size={self.scratch},mode=1777",
-            *(f"--tmpfs={path}:rw,nosuid,nodev,noexec,size={MIB},mode=1777" for path in self.image.volumes),
+            f"--tmpfs=/tmp:{tmpfs}{self.scratch}", *(f"--tmpfs={path}:{tmpfs}{MIB}" for path in self.image.volumes),
         ]  # fmt: skip
         gpus = [f"--gpus={self.gpus}"] if self.gpus else []
         return [
             self.client.program, "run", "--interactive", "--rm", f"--name={name}", f"--label={LABEL}", "--pull=never",
-            "--log-driver=none", f"--network={self.network}", "--read-only", "--cap-drop=ALL",
+            "--log-driver=none", f"--network={self.network}", "--read-only",
+            *(["--read-only-tmpfs=false"] if podman else []), "--cap-drop=ALL",
             "--security-opt=no-new-privileges", f"--user={NOBODY}:{NOBODY}", "--ipc=private", "--hostname=rlm",
             "--stop-signal=SIGKILL", "--no-healthcheck", *limits, *gpus,
             "--workdir=/tmp", f"--entrypoint={self.image.interpreter}",
@@ -113,13 +120,13 @@ class Box:
         ]  # fmt: skip
 
 
-def make_box(settings: RunSettings, client: Client, engine: Engine, image: Image, context: int) -> Box:
-    """Size a box for a context of so many bytes.
+def check_box(settings: RunSettings, client: Client, engine: Engine, context: int) -> None:
+    """Refuse what this engine cannot give to a box for a context of so many bytes, before an image is made for it.
 
     Raises
     ------
     SettingsError
-        When the context needs more memory than `--memory` gives, or than the engine has.
+        When the context needs more memory than `--memory` gives, or more is asked for than the engine has.
     """
     least = LEAST_MEMORY + 2 * context
     if least > engine.memory:
@@ -139,7 +146,11 @@ def make_box(settings: RunSettings, client: Client, engine: Engine, image: Image
         raise SettingsError(f"--cpus {settings.cpus:g}: this engine has {engine.cpus}")
     if settings.docker_network not in (None, "none"):
         _check_network(client, settings.docker_network)
-    memory = memory or min(MEMORY + 3 * context, engine.memory)
+
+
+def make_box(settings: RunSettings, client: Client, engine: Engine, image: Image, context: int) -> Box:
+    """Size a box for a context of so many bytes; `check_box` has found nothing against it."""
+    memory = settings.memory_bytes or min(MEMORY + 3 * context, engine.memory)
     return Box(
         client=client,
         image=image,
@@ -246,7 +257,14 @@ class DockerPlace:
             return ""
         with anyio.move_on_after(END_SECONDS, shield=True):
             await child.exit()
-        return f"the container did not start: {explain(child.said(), child.status, self._box.client.name)}"
+        said, status = child.said(), child.status
+        if status in REFUSED or status is None:
+            return f"the container did not start: {explain(said, status, self._box.client.name)}"
+        if status == 137:
+            memory = size_text(self._box.memory)
+            return f"the container was killed before it was ready: {memory} may be too little; --memory gives more"
+        last = (cleaned(said).splitlines() or ["it did not say why"])[-1][:300]
+        return f"the container ended with exit code {status} before it was ready: {last}"
 
     async def deliver(self, payload: Payload) -> str:
         stream = self._stream
@@ -270,13 +288,7 @@ class DockerPlace:
             with anyio.move_on_after(LOST_SECONDS):
                 await child.exit()
         status, said = (child.status, cleaned(child.said())) if child is not None else (None, "")
-        if status == 137:
-            limit = size_text(self._box.memory)
-            how = f"was killed, from outside or because it used up its memory ({limit}; --memory gives more)"
-        elif said:
-            how = f"is gone, or its engine is ({self._box.client.name}: {said.splitlines()[-1][:300]})"
-        else:
-            how = "is gone"
+        how = _ending(status, said, self._box)
         return f"The container {how}.\nEvery variable in it is lost; what was put out before is kept."
 
     def kill(self) -> None:
@@ -307,6 +319,20 @@ class DockerPlace:
                     left.process.kill()
                     await left.exit()
         self._log.close()
+
+
+def _ending(status: int | None, said: str, box: Box) -> str:
+    """Say how a box has ended, from the exit status of its client and what that wrote last."""
+    name = box.client.name
+    if status == 137:
+        memory = f"used up its memory ({size_text(box.memory)}; --memory gives more)"
+        return f"was killed: from outside, because its engine was stopped, or because it {memory}"
+    if status is not None and status < 0:
+        return f"is gone: its client, {name}, was killed by signal {-status}"
+    last = said.splitlines()[-1][:300] if said else ""
+    if logged := re.search(r'\bmsg="([^"]+)"', last):
+        last = logged[1]
+    return f"is gone, or its engine is ({name}: {last})" if last else "is gone"
 
 
 def _sources() -> dict[str, str]:

@@ -64,6 +64,7 @@ def prepare(settings: RunSettings, context: int, told: Told) -> Launch:
 
         found = client.find()
         engine = client.check_engine(found, client.PATIENT_SECONDS)
+        docker.check_box(settings, found, engine, context)
         box = docker.make_box(settings, found, engine, images.prepare(found, settings.image, told), context)
         return Launch(box.isolation, partial(docker.open_docker, box))
     return Launch(ENVIRONMENTS["local"], partial(open_local, settings.kernel), f"local {settings.kernel or ''}")

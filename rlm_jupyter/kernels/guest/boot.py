@@ -7,6 +7,7 @@ change before it is imported.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -47,5 +48,7 @@ def read(count: int) -> bytes:
 
 
 if __name__ == "__main__":
+    with contextlib.suppress(OSError):
+        os.chmod("/tmp", 0o1777)  # runc gives a tmpfs the mode of the folder that the image has there
     sys.meta_path.insert(0, Sources(json.loads(read(int(read(16), 16)))))
     importlib.import_module(f"{NAME}.supervisor").main()

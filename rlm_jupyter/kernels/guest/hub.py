@@ -106,7 +106,10 @@ class Hub:
     def _fork_spare(self) -> None:
         wanted = self.settings["how"] == "spare" and self.forker is not None and self._spare_failures < SPARE_FAILURES
         if wanted and self._spare is None:
-            self._spare = self._new("spare")
+            try:
+                self._spare = self._new("spare")
+            except OSError:  # code has filled the folder; where the next kernel is asked for, that is told
+                self._spare_failures += 1
 
     def came_up(self, kernel: GuestKernel) -> None:
         if kernel.number:
@@ -156,7 +159,11 @@ class Hub:
         self._cells[order.kernel] = 0
         kernel, self._spare = self._spare, None
         if kernel is None:
-            kernel = self._new("forked")
+            try:
+                kernel = self._new("forked")
+            except OSError as error:
+                self.send(wire.StartFailed(order.kernel, f"its files could not be made ({error.strerror})"))
+                return
         elif not kernel.ready:
             kernel.how = "forked"
         self._kernels[order.kernel] = kernel
