@@ -93,8 +93,8 @@ class Node:
             last = "".join(output.text for output in self._ran[-1].outputs).strip().rsplit("\n", 1)[-1]
             raise ValueError(last[:300])
 
-    async def run(self, question: str | None, description: str) -> Answer:
-        """Go round until there is an answer or a cap is used up.
+    async def run(self, question: str | None, description: str, place: str = "") -> Answer:
+        """Go round until there is an answer or a cap is used up. `place`: what the LM is told of where its code runs.
 
         Raises
         ------
@@ -107,7 +107,7 @@ class Node:
         """
         self._messages = [
             {"role": "system", "content": prompts.SYSTEM},
-            {"role": "user", "content": prompts.first_message(question, description, self._left(1))},
+            {"role": "user", "content": prompts.first_message(question, description, self._left(1), place)},
         ]
         nudges = 0
         for iteration in range(1, self._settings.max_iterations + 1):

@@ -101,10 +101,11 @@ class Ran:
     notes: tuple[str, ...] = ()
 
 
-def first_message(question: str | None, description: str, left: Left) -> str:
-    """Tell the question and the context's description. Without a question, the context itself is the task."""
+def first_message(question: str | None, description: str, left: Left, place: str = "") -> str:
+    """Tell the question, the context's description, and where the code runs. Without a question, the context is the task."""
     task = f"Question:\n{question}" if question is not None else "The question or task is in `context` itself: print it first."
-    return f"{task}\n\nContext:\n{description}\n\n{turn_line(left)}"
+    runs = f"Your code runs {place}.\n\n" if place else ""
+    return f"{task}\n\nContext:\n{description}\n\n{runs}{turn_line(left)}"
 
 
 def turn_line(left: Left) -> str:

@@ -264,7 +264,7 @@ class Run:
             except ValueError as failure:
                 raise KernelStartError(f"the set-up code failed, so nothing was asked: {failure}") from None
         try:
-            answer = await node.run(self._task.question, self._task.context.description)
+            answer = await node.run(self._task.question, self._task.context.description, self._task.place.limits)
         except LimitReached:
             self._files = await node.files()
             raise

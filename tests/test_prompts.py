@@ -85,3 +85,9 @@ def test_long_output_keeps_head_and_tail_and_says_how_much_was_left_out() -> Non
 def test_a_turn_is_bounded_however_many_blocks_ran() -> None:
     cells = [Ran((Output("stdout", "x" * 100_000),), "ok")] * 20
     assert len(outputs_message(cells, 0, LEFT)) < prompts.OUTPUT_FOR_LM + 20 * 200 + 500
+
+
+def test_what_limits_the_code_is_told_where_something_does() -> None:
+    told = first_message("Who?", "`context` is a str", LEFT, "in a container with no network")
+    assert "\n\nYour code runs in a container with no network.\n\nTurn 2 of 30." in told
+    assert "Your code runs" not in first_message("Who?", "`context` is a str", LEFT)

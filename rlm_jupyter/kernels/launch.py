@@ -9,10 +9,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from rlm_jupyter.kernels.environment import Environment
 from rlm_jupyter.kernels.local import check_kernel, open_local
-from rlm_jupyter.settings import ENVIRONMENTS, RunSettings
+from rlm_jupyter.settings import ENVIRONMENTS, RunSettings, size_text
+
+if TYPE_CHECKING:
+    from rlm_jupyter.kernels.docker import Box
 
 Told = Callable[[str], None]
 """Called with what is done that takes longer than a moment, a line each."""
@@ -26,6 +30,8 @@ class Launch:
     ----------
     isolation
         What separates the code from the user's machine, told truthfully, with this run's settings.
+    limits
+        What the LM is told of the place: what its code cannot do there. '' where it is as anywhere else.
     open
         Opens it.
     warm
@@ -35,6 +41,7 @@ class Launch:
     isolation: str
     open: Callable[[], Awaitable[Environment]]
     warm: str | None = None
+    limits: str = ""
 
 
 def check(settings: RunSettings) -> None:
@@ -66,5 +73,14 @@ def prepare(settings: RunSettings, context: int, told: Told) -> Launch:
         engine = client.check_engine(found, client.PATIENT_SECONDS)
         docker.check_box(settings, found, engine, context)
         box = docker.make_box(settings, found, engine, images.prepare(found, settings.image, told), context)
-        return Launch(box.isolation, partial(docker.open_docker, box))
+        return Launch(box.isolation, partial(docker.open_docker, box), limits=_limits(box))
     return Launch(ENVIRONMENTS["local"], partial(open_local, settings.kernel), f"local {settings.kernel or ''}")
+
+
+def _limits(box: Box) -> str:
+    network = "no network, so nothing can be downloaded or installed" if box.network == "none" else f"the network {box.network}"
+    gpus = f", GPUs {box.gpus}" if box.gpus else ""
+    return (
+        f"in a container with {network}; {size_text(box.memory)} of memory, {box.cpus:g} processors{gpus}; files can be "
+        f"written under /tmp only, {size_text(box.scratch)} at most, which count as memory"
+    )

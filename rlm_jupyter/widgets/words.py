@@ -233,7 +233,7 @@ def totals(trace: Trace) -> list[tuple[str, str]]:
     rows.append(("cost", spent(trace)))
     limit = _figure(setting(trace, "timeout"))
     rows.append(("time", duration(elapsed(trace)) + (f" of at most {duration(limit)}" if limit else "")))
-    environment = ": ".join(filter(None, (one_line(setting(trace, "environment") or "", 40), one_line(trace.isolation, 200))))
+    environment = ", ".join(filter(None, (one_line(setting(trace, "environment") or "", 40), _isolation(trace))))
     if trace.kernel:
         environment += f" (kernel: {one_line(trace.kernel, 40)})"
     rows.append(("environment", environment or "not told"))
@@ -305,13 +305,18 @@ def cell_status(cell: Cell) -> str:
     return f"{word}: {one_line(cell.error, 120)}" if cell.error else word
 
 
+def _isolation(trace: Trace) -> str:
+    """Give what separates the code from the machine: the sentence that must not be cut, also with a long image's name in it."""
+    return one_line(trace.isolation, 500)
+
+
 def opening(trace: Trace) -> list[str]:
     """Give what is worth knowing before the first request: models, place, caps, context."""
     caps = [dollars(setting(trace, "max_cost"))] if _figure(setting(trace, "max_cost")) else []
     caps += [count(setting(trace, "max_calls"), "request")] if _figure(setting(trace, "max_calls")) else []
     caps += [duration(setting(trace, "timeout"))] if _figure(setting(trace, "timeout")) else []
     parts = [models(trace), one_line(setting(trace, "environment") or "", 40)]
-    parts[1] += f" ({one_line(trace.isolation, 120)})" if trace.isolation else ""
+    parts[1] += f" ({_isolation(trace)})" if trace.isolation else ""
     parts.append(f"at most {', '.join(caps)}" if caps else "")
     parts.append(f"context {one_line(trace.context_type, 40)}, {size(trace.context_size)}" if trace.context_type else "")
     return [part for part in parts if part]
