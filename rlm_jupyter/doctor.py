@@ -15,6 +15,7 @@ import platform
 import shutil
 import socket
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -41,6 +42,8 @@ PACKAGES = (
     "genai-prices",
 )
 USERS_PACKAGES = ("jupyterlab", "notebook", "numpy", "pandas", "pyarrow", "polars", "matplotlib", "dill", "modal")
+WIDTH = 92
+"""Columns of the table, as a notebook shows them without wrapping."""
 PROXY_VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
 CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
@@ -212,9 +215,14 @@ def render(findings: list[Finding]) -> str:
             lines += ["", one.section] if section else [one.section]
             section = one.section
         mark = {OK: " ", NOTE: "-", PROBLEM: "!"}[one.state]
-        lines.append(f" {mark} {one.name:<{width}}  {_printable(one.value)}")
-        if one.advice:
-            lines.append(f"   {'':<{width}}  -> {_printable(one.advice)}")
+        first, *rest = _wrapped(one.value, WIDTH - width)
+        lines.append(f" {mark} {one.name:<{width}}  {first}")
+        advice = (
+            [f"{'  ' if n else '->'} {line}" for n, line in enumerate(_wrapped(one.advice, WIDTH - width - 3))]
+            if one.advice
+            else []
+        )
+        lines += [f"   {'':<{width}}  {line}" for line in (*rest, *advice)]
     problems = sum(one.state == PROBLEM for one in findings)
     told = f"{problems} to mend, marked with !" if problems else "nothing to mend"
     return "\n".join([*lines, "", told])
@@ -225,5 +233,7 @@ def to_json(findings: list[Finding]) -> str:
     return json.dumps([dataclasses.asdict(one) for one in findings], indent=1)
 
 
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else " " for char in text)
+def _wrapped(text: str, width: int) -> list[str]:
+    """Give one-line text in lines of that width, words and addresses whole."""
+    printable = "".join(char if char.isprintable() else " " for char in text)
+    return textwrap.wrap(printable, width, break_long_words=False, break_on_hyphens=False) or [""]

@@ -187,7 +187,16 @@ def test_a_setting_that_docker_cannot_have_is_a_problem(docker_image: str) -> No
 
 def test_the_table_marks_what_is_to_be_mended() -> None:
     text = render([Finding("A", "one", "fine"), Finding("B", "two", "bad\x1b[31m\n", PROBLEM, "type this")])
-    assert text == "A\n   one  fine\n\nB\n ! two  bad [31m \n        -> type this\n\n1 to mend, marked with !"
+    assert text == "A\n   one  fine\n\nB\n ! two  bad [31m\n        -> type this\n\n1 to mend, marked with !"
+
+
+def test_long_lines_are_wrapped_under_their_own_column_at_words() -> None:
+    address = "https://a-host-with-a-name." + "long-" * 30 + "example"
+    lines = render([Finding("A", "one", "word " * 40 + address, NOTE, "then " * 30)]).split("\n")
+    assert all(len(line) < 100 or line.strip() == address for line in lines)
+    assert [line.strip() for line in lines].count(address) == 1
+    assert " ".join(" ".join(lines).split()).count("word") == 40
+    assert all(line.startswith("        ") for line in lines[2:-2])
 
 
 def test_the_command_prints_a_table_or_json() -> None:
