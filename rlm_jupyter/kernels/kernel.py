@@ -7,7 +7,7 @@ The contract, for every environment:
   every further call raises it at once. Nothing is ever restarted: what was in the kernel is lost, and the text says so.
 - `ProtocolError` when the other end does what the protocol does not allow; the whole environment is closed then.
 - Each can be cancelled. Cancelling `load` and `execute` interrupts the kernel by the ladder SIGINT, SIGINT, SIGKILL of the tree
-  and waits, shielded, at most about 3 s for that; the kernel stays usable if it came back.
+  and waits, shielded, at most about 4.5 s for that; the kernel stays usable if it came back.
 - Everything that arrives is bounded and untrusted: output is text without terminal sequences, a value is bytes whose digest
   was checked, calls are answered only while their cell runs.
 """
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from rlm_jupyter.contexts import Payload
     from rlm_jupyter.kernels.environment import Environment
 
-LADDER_SECONDS = 3.0
+LADDER_SECONDS = 4.5
 """How long the supervisor's ladder may take until the supervisor itself is taken for stuck."""
 CLOSE_SECONDS = 3.0
 PART_SECONDS = 30.0
@@ -202,7 +202,10 @@ class Kernel:
             await asyncio.wait({wait}, timeout=LADDER_SECONDS)
             if not wait.done():
                 self._environment.kill(
-                    KernelDied("The kernel and its supervisor did not answer and were killed; its variables are lost.")
+                    KernelDied(
+                        f"The kernel and its supervisor did not answer for {LADDER_SECONDS:.1f} s (stopped, or the "
+                        "processors were too busy) and were killed; every variable in them is lost."
+                    )
                 )
         return self.alive
 

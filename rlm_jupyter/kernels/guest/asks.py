@@ -3,6 +3,9 @@
 The first message must be the kernel's token, within a short time and a small size; anything else closes the connection without
 any effect. After it each connection has one request under way at most, and each request gets one answer. A request may bring
 one descriptor, which is closed unless somebody takes it while the request is handled.
+
+What all connections of a kernel hold together is bounded: of a few requests of the greatest size, the one that goes above the
+bound is cut off. While the host is slow to take what was asked, nothing more is read.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import hmac
 import os
 import socket
 from collections.abc import Callable
+from typing import Protocol
 
 from .frames import FrameError, Header, Outbox, Parser, pack
 from .loop import READ, WRITE, Loop
@@ -19,10 +23,21 @@ from .loop import READ, WRITE, Loop
 HELLO_SECONDS = 10.0
 HELLO_CAP = 4096
 CONNECTION_CAP = 8192
+HELD_MESSAGES = 2
+"""How many requests of the greatest size a kernel may be in the middle of."""
 _READ_SIZE = 1024 * 1024
 _CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 Ask = Callable[["AskConnection", Header, bytes], None]
+
+
+class Hub(Protocol):
+    """What asking needs of the supervisor."""
+
+    loop: Loop
+
+    def pressed(self, resume: Callable[[], None]) -> bool:
+        """Whether the host is slow to take what is sent; `resume` is called when it has caught up."""
 
 
 class AskConnection:
@@ -39,6 +54,7 @@ class AskConnection:
         self._known = False
         self._waiting = False
         self._full = False
+        self._held = 0
         self._hello = self._loop.later(HELLO_SECONDS, self.close)
         self._loop.watch(sock.fileno(), self._ready)
 
@@ -50,6 +66,7 @@ class AskConnection:
         self.call = ""
         self._outbox.put(pack(header, body))
         self._write()
+        self._count()
 
     def descriptor(self) -> int | None:
         """Give the descriptor that came with the request, to be closed by whoever takes it."""
@@ -63,6 +80,8 @@ class AskConnection:
         self._hello.cancel()
         self._loop.unwatch(self._sock.fileno())
         self._sock.close()
+        self._listener.held -= self._held
+        self._held = 0
         self._listener.forget(self)
 
     def _drop_descriptor(self) -> None:
@@ -73,7 +92,11 @@ class AskConnection:
     def _ready(self) -> None:
         if self._full:
             self._write()
+            self._count()
         if self._sock.fileno() < 0:
+            return
+        if self._known and self._listener.pressed(self._go_on):
+            self._loop.unwatch(self._sock.fileno())
             return
         try:
             data, fds, _, _ = socket.recv_fds(self._sock, _READ_SIZE, 1, _CLOSE_ON_EXEC)
@@ -91,6 +114,22 @@ class AskConnection:
             for header, body in self._parser.feed(data):
                 self._take(header, body)
         except FrameError:
+            self.close()
+        self._count()
+
+    def _go_on(self) -> None:
+        if self._sock.fileno() >= 0:
+            self._loop.watch(self._sock.fileno(), self._ready, READ | WRITE if self._full else READ)
+
+    def _count(self) -> None:
+        """Take note of what is held for this connection; cut it off where that is too much."""
+        if self._sock.fileno() < 0:
+            return
+        held = self._parser.held + self._outbox.size
+        self._listener.held += held - self._held
+        self._held = held
+        if self._listener.held > HELD_MESSAGES * self._listener.cap:
+            self._listener.cut += 1
             self.close()
 
     def _take(self, header: Header, body: bytes) -> None:
@@ -123,10 +162,13 @@ class AskConnection:
 class AskListener:
     """Accept a kernel's threads and hand their requests to `ask`; tell `gone` of each that hangs up."""
 
-    def __init__(self, loop: Loop, path: str, token: str, cap: int, ask: Ask, gone: Callable[[AskConnection], None]) -> None:
-        self.loop = loop
+    def __init__(self, hub: Hub, path: str, token: str, cap: int, ask: Ask, gone: Callable[[AskConnection], None]) -> None:
+        self.loop = loop = hub.loop
+        self.pressed = hub.pressed
         self.cap = cap
         self.ask = ask
+        self.held = 0
+        self.cut = 0
         self._path = path
         self._token = token.encode()
         self._gone = gone

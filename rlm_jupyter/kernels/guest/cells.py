@@ -26,6 +26,8 @@ FLUSH_SECONDS = 0.02
 SECOND_SIGINT = 1.0
 KILL_AFTER = 2.0
 OUTSTANDING_CAP = 10_000
+CROWD = 256
+EARLY_HALF = 8 * 1024
 INTERRUPTED = "the cell was interrupted"
 _INTERRUPTS = ("KeyboardInterrupt", "CancelledError", "NoneType")  # the last is IPython's for one within a display
 
@@ -63,6 +65,8 @@ class Process(Protocol):
     def request(self, kind: str, content: dict[str, Any]) -> str: ...
     def send(self, message: wire.Message) -> None: ...
     def kill(self, note: str) -> None: ...
+    def cut_off(self) -> int: ...
+    def crowd(self) -> int: ...
 
 
 class Cells:
@@ -74,8 +78,27 @@ class Cells:
         self._calls: dict[str, AskConnection] = {}
 
     def execute(self, cell: int, code: str) -> None:
-        self._work = Work(cell, 0, self._kernel.request("execute_request", execute_request(code)))
+        early = Keeper(EARLY_HALF)
+        self._kernel.pipes.glance(early.add)
+        self._work = work = Work(cell, 0, self._kernel.request("execute_request", execute_request(code)))
+        self._put_early(work.keeper, early)
         self._kernel.pipes.watch(self._put)
+
+    def _put_early(self, keeper: Keeper, early: Keeper) -> None:
+        """Put what threads and children wrote since the last cell before this one's own output, and say what it is."""
+        head, omitted, tail = early.finish()
+        if not head:
+            return
+        keeper.add("stderr", b"[written after the cell before had ended:]\n")
+        for stream, data in head:
+            keeper.add(stream, data)
+        if omitted:
+            keeper.add("stderr", f"\n[... {omitted:,} bytes of it left out ...]\n".encode())
+        for stream, data in tail:
+            keeper.add(stream, data)
+        keeper.add("stderr", b"\n[this cell:]\n")
+        if self._work is not None:
+            self._flush_soon(self._work)
 
     def load(self, order: wire.Context, path: str) -> None:
         line = {"name": order.name, "path": path, "form": order.form, "size": order.size, "digest": order.digest}
@@ -97,11 +120,19 @@ class Cells:
         self._settle()
         if self._work is work:
             later = self._kernel.loop.later
-            work.timers = [later(SECOND_SIGINT, lambda: self._sigint(work)), later(KILL_AFTER, self._kill_stubborn)]
+            work.timers = [later(SECOND_SIGINT, lambda: self._insist(work)), later(KILL_AFTER, self._kill_stubborn)]
+
+    def _insist(self, work: Work) -> None:
+        """Send the second SIGINT; but what has become so many processes that it must be a fork bomb is killed now."""
+        if work.running and (count := self._kernel.crowd()) > CROWD:
+            self._kernel.kill(f"SIGKILL of the process tree after {SECOND_SIGINT:.1f} s: it has grown to {count:,} processes")
+        else:
+            self._sigint(work)
 
     def _sigint(self, work: Work) -> None:
         if work.running:
             work.notes.append(f"SIGINT after {time.monotonic() - work.interrupted:.1f} s")
+            processes.kill_group(self._kernel.pid, signal.SIGCONT)
             processes.kill_group(self._kernel.pid, signal.SIGINT)
             # A KeyboardInterrupt can fall between the end of the code and the reply, and then there is none:
             # the answer to this later request tells that the shell is free again.
@@ -169,6 +200,8 @@ class Cells:
         pieces = work.keeper.finish()
         self._send_output(work, *pieces)
         final, work.final = work.final, None
+        if cut := self._kernel.cut_off():
+            work.notes.append(f"{cut:,} requests were cut off: too much was being asked at once")
         self._end()
         info = None
         if final is not None:

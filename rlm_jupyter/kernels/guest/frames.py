@@ -69,6 +69,11 @@ class Parser:
         self._missing = 0
         self._more = False
 
+    @property
+    def held(self) -> int:
+        """Bytes of a message that is not whole yet."""
+        return len(self._buffer) + self._message.size
+
     def feed(self, data: bytes | bytearray | memoryview) -> Iterator[tuple[Header, bytes]]:
         """Take what was read; give every message that is whole now."""
         if self._missing:

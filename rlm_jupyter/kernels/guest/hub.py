@@ -11,17 +11,23 @@ from typing import Any
 
 import zmq
 
-from . import wire
+from . import processes, wire
 from .files import Files
 from .frames import FrameError, Outbox, Parser, pack
 from .kernels import GuestKernel
 from .launch import Forker
 from .loop import READ, WRITE, Loop
+from .memory import Memory
 from .streams import HostStream
 
 HEARTBEAT_SECONDS = 2.0
 SPARE_AFTER = 0.2
 SPARE_FAILURES = 3
+BACKLOG = 64 * 1024 * 1024
+"""How many bytes may wait for the host until no more is read of what kernels ask."""
+SWEEP_SECONDS = 0.05
+STOP_SECONDS = 0.5
+SWEEP_AGAIN = 0.1
 _READ_SIZE = 1024 * 1024
 
 
@@ -50,6 +56,7 @@ class Hub:
         self._parser = Parser()
         self._outbox = Outbox()
         self._full = False
+        self._held_up: list[Callable[[], None]] = []
         self._sent = 0
         self._slots = 0
         self._kernels: dict[int, GuestKernel] = {}
@@ -57,6 +64,8 @@ class Hub:
         self._spare: GuestKernel | None = None
         self._spare_failures = 0
         self._cells: dict[int, int] = {}
+        self._forker_end = ""
+        self._memory = Memory(settings.get("box", False))
         self._orders: dict[type[wire.Message], Callable[[Any], None]] = {
             wire.Start: self._start, wire.Context: self._load, wire.Execute: self._execute, wire.Interrupt: self._interrupt,
             wire.Reply: self._reply, wire.GetValue: self._value, wire.Close: self._close, wire.Shutdown: self._shutdown,
@@ -93,6 +102,13 @@ class Hub:
         self._outbox.put(pack(header, body))
         self._write()
 
+    def pressed(self, resume: Callable[[], None]) -> bool:
+        """Whether more waits for the host than is good; then `resume` is called when that is over."""
+        if self._outbox.size < BACKLOG:
+            return False
+        self._held_up.append(resume)
+        return True
+
     # Kernels
 
     def _new(self, how: str) -> GuestKernel:
@@ -127,15 +143,34 @@ class Hub:
             self._spare_failures += 1
             self.loop.later(SPARE_AFTER, self._fork_spare)
 
+    def stop_all(self, pid: int) -> None:
+        """Stop what a kernel has started."""
+        processes.stop_all([pid], self._own(), STOP_SECONDS)
+
+    def kill_strangers(self) -> None:
+        """Kill what kernels that are gone have left behind, now for the most part, or a moment later."""
+        if not processes.kill_strangers(self._own(), SWEEP_SECONDS):
+            self.loop.later(SWEEP_AGAIN, self.kill_strangers)
+
+    def _own(self) -> set[int]:
+        own = {kernel.pid for kernel in self._all.values()}
+        return own | {self.forker.pid} if self.forker is not None else own
+
     def _exited(self, pid: int, status: int) -> None:
         for kernel in list(self._all.values()):
             if kernel.pid == pid:
-                kernel.exited(status)
+                kernel.exited(status, self._cause(kernel) if _killed(status) else "")
+
+    def _cause(self, kernel: GuestKernel) -> str:
+        """Say why a kernel was killed that we have not killed, where that is known for certain."""
+        if self._forker_end and kernel.how != "cold":
+            return f"the process that kernels are forked from {self._forker_end}, and its kernels ended with it"
+        return self._memory.ran_out()
 
     def _parent_lost(self) -> None:
         for kernel in list(self._all.values()):
             if not kernel.pid:
-                kernel.failure = "the process that kernels are forked from has ended"
+                kernel.failure = "the process that kernels are forked from is gone; the next one starts without it"
                 kernel.exited(1 << 8)
 
     def _reap(self, wake: int) -> None:
@@ -144,11 +179,19 @@ class Hub:
                 pass
         with contextlib.suppress(ChildProcessError):
             while True:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
                 if not pid:
                     return
-                if self.forker is not None and pid == self.forker.pid:
+                mine = self.forker is not None and pid == self.forker.pid
+                if os.WIFSTOPPED(status):
+                    if mine and self.forker is not None:
+                        self.forker.wake()
+                    continue
+                if mine and self.forker is not None:
                     self.forker.alive = False
+                    self._forker_end = f"was killed by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else "has ended"
+                if not mine and pid not in self._own():
+                    self.loop.later(0, self.kill_strangers)  # where one was there may be more
                 self._exited(pid, status)
 
     # Orders
@@ -241,6 +284,10 @@ class Hub:
         except OSError:
             self._shutdown()
             return
+        if self._held_up and self._outbox.size < BACKLOG:
+            held_up, self._held_up = self._held_up, []
+            for resume in held_up:
+                resume()
         if done is self._full:
             self._full = not done
             if self._stream.reader == self._stream.writer:
@@ -254,8 +301,13 @@ class Hub:
         host, lease = self.settings.get("host_pid"), self.settings.get("lease")
         if (host and os.getppid() != host) or (lease and time.monotonic() - self._heard > lease):
             self._shutdown()
+        self._memory.look()
         self.send(wire.Heartbeat())
         self.loop.later(HEARTBEAT_SECONDS, self._beat)
+
+
+def _killed(status: int) -> bool:
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 
 def _pipe() -> tuple[int, int]:

@@ -5,12 +5,12 @@ What it is busy with is in `cells`. Nothing of a kernel outlives it: not what it
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import shutil
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from . import processes, wire
@@ -25,6 +25,9 @@ from .pipes import OutputPipes
 from .shell import ShellChannel
 from .sources import sources
 
+FORK_SECONDS = 4.0
+"""How long a fork may take until the kernel parent is taken for lost; further kernels start cold then."""
+
 
 class Hub(Protocol):
     """What a kernel needs of its supervisor."""
@@ -36,6 +39,9 @@ class Hub(Protocol):
 
     def send(self, message: wire.Message) -> None: ...
     def gone(self, kernel: GuestKernel) -> None: ...
+    def kill_strangers(self) -> None: ...
+    def stop_all(self, pid: int) -> None: ...
+    def pressed(self, resume: Callable[[], None]) -> bool: ...
     def came_up(self, kernel: GuestKernel) -> None: ...
 
 
@@ -54,11 +60,11 @@ class GuestKernel:
         self.loop = hub.loop
         self.pipes = OutputPipes(hub.loop)
         self.cells = Cells(self)
-        self._install = ""
+        self._install = self._knock = ""
         token = secrets.token_hex(32)
         path = self.place.sockets + ".ask"
         caps = hub.settings["caps"]
-        self._listener = AskListener(hub.loop, path, token, caps["message"] + (1 << 22), self._ask, self.cells.hung_up)
+        self._listener = AskListener(hub, path, token, caps["message"] + (1 << 22), self._ask, self.cells.hung_up)
         self.finals = Finals(self.place.path("final"), caps["value"])
         packages = hub.settings.get("packages", [])
         self._settings = {
@@ -79,9 +85,11 @@ class GuestKernel:
         try:
             if self.how != "cold" and forker is not None:
                 forker.fork(self.slot, self.place, self._settings, writers, self._born)
+                self.loop.later(FORK_SECONDS, self._fork_too_slow)
             else:
                 cold = self.hub.settings["cold"]
-                self.pid = start_cold(cold["argv"], self.place, cold["env"], *writers)
+                boxed = self.hub.settings.get("box", False)
+                self.pid = start_cold(cold["argv"], self.place, cold["env"], boxed, *writers)
                 self._install = self.request("execute_request", execute_request(self._install_code(), silent=True))
         except (OSError, ValueError) as error:
             self.failure = f"{type(error).__name__}: {error}"
@@ -90,9 +98,15 @@ class GuestKernel:
             self.pipes.close_writers()
 
     def _born(self, pid: int) -> None:
+        if pid < 0:
+            self.failure = "no further process is allowed, or no memory is left for it"
+            self.exited(1 << 8)
+            return
         self.pid = pid
         if self.closing:
             self.kill("")
+        elif self.dead:
+            processes.kill([pid])
 
     def _install_code(self) -> str:
         modules = "__import__('sys').modules"
@@ -108,7 +122,11 @@ class GuestKernel:
         if self._shell is None:
             address = f"ipc://{self.place.sockets}-1"
             self._shell = ShellChannel(self.hub.loop, self.hub.context, address, self.place.key, self._replied)
-        return self._shell.request(kind, content)
+        try:
+            return self._shell.request(kind, content)
+        except ConnectionError:
+            self.kill("its code has broken the connection on which it takes code")
+            return ""
 
     # The host's orders
 
@@ -118,6 +136,15 @@ class GuestKernel:
 
     def send(self, message: wire.Message) -> None:
         self.hub.send(message)
+
+    def crowd(self) -> int:
+        """Count the processes that descend from it."""
+        return len(processes.descendants([self.pid]))
+
+    def cut_off(self) -> int:
+        """Give how many requests were cut off since this was asked last."""
+        cut, self._listener.cut = self._listener.cut, 0
+        return cut
 
     def interrupt(self) -> None:
         """Begin the kill ladder for what it does; a kernel that still starts is killed at once."""
@@ -137,42 +164,45 @@ class GuestKernel:
             self.kill("")
 
     def kill(self, note: str) -> None:
-        """Kill the process and all that it started."""
+        """Kill the process, and have all that it started stand still meanwhile; that is killed when the process has ended.
+
+        A fork cannot outrun a signal to its group, and a thousand processes that stand still do not delay the end of one.
+        """
         if note:
             self._kill_notes.append(note)
         if self.pid and not self.dead:
-            table = processes.parents()
-            processes.kill([self.pid, *processes.descendants([self.pid], table)])
-            if not table:
-                processes.kill_group(self.pid, signal.SIGKILL)
-            self._kill_rest(table)
-
-    def _kill_rest(self, table: dict[int, int] | None = None) -> None:
-        """Kill what has left the tree by daemonising: the supervisor has adopted it."""
-        table = processes.parents() if table is None else table
-        me = os.getpid()
-        for pid in [pid for pid, parent in table.items() if parent == me and pid != self.pid]:
-            if processes.belongs_to(pid, self.place.folder):
-                processes.kill([pid, *processes.descendants([pid], table)])
+            processes.kill([self.pid])
+            processes.kill_group(self.pid, signal.SIGSTOP)
+            self.hub.stop_all(self.pid)
 
     # What the process does
+
+    def _fork_too_slow(self) -> None:
+        if not self.pid and not self.dead and self.hub.forker is not None:
+            self.failure = f"the process that kernels are forked from has not answered for {FORK_SECONDS:.0f} s"
+            self.hub.forker.alive = False
+            self.exited(1 << 8)
 
     def _start_too_slow(self) -> None:
         self.failure = f"it did not answer within {self.hub.settings['start_seconds']:.0f} s"
         self.kill("")
 
-    def exited(self, status: int) -> None:
-        """The process is gone; `status` as of waitpid."""
+    def exited(self, status: int, cause: str = "") -> None:
+        """The process is gone; `status` as of waitpid, `cause` what the supervisor knows of a SIGKILL that is not its own."""
         if self.dead:
             return
         self.dead = True
         self._deadline.cancel()
+        if self.pid:
+            processes.kill_group(self.pid, signal.SIGKILL)
+        self.hub.kill_strangers()
         last: list[bytes] = []
         if not self.ready:
             self.pipes.drain(lambda stream, data: last.append(data))
         tail = b"".join(last)[-2000:].decode("utf-8", "replace").strip()
         notes = [*self.cells.died(), *self._kill_notes]
-        self._kill_rest()
+        if cause and not self._kill_notes:
+            notes.append(cause)
         self._tear_down()
         if self.closing:
             self.hub.send(wire.Closed(self.number))
@@ -195,16 +225,19 @@ class GuestKernel:
             self._shell.close()
         self.pipes.close()
         self.finals.close()
-        for port in range(1, 6):
-            with contextlib.suppress(OSError):
-                os.unlink(f"{self.place.sockets}-{port}")
-        threading.Thread(target=shutil.rmtree, args=(self.place.folder, True), daemon=True).start()
+        self.place.close_doors()
+        try:
+            threading.Thread(target=shutil.rmtree, args=(self.place.folder, True), daemon=True).start()
+        except RuntimeError:  # no further thread is allowed
+            shutil.rmtree(self.place.folder, True)
 
     # What its sockets say
 
     def _replied(self, request: str, content: dict[str, Any]) -> None:
         if self.dead:
             return
+        if request == self._knock:
+            self.place.close_doors()
         if not self.ready and request == self._install and content.get("status") == "error":
             self.failure = f"the REPL could not be set up in it: {content.get('ename')}: {content.get('evalue')}"[:2000]
             self.kill("")
@@ -224,4 +257,6 @@ class GuestKernel:
         self._deadline.cancel()
         self.pipes.drain(lambda stream, data: None)
         connection.answer({})
+        # Once this is answered we are connected, and nobody else needs to be.
+        self._knock = self.request("kernel_info_request", {})
         self.hub.came_up(self)

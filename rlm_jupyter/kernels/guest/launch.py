@@ -6,10 +6,12 @@ and dies with the supervisor.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import secrets
+import signal
 import socket
 import subprocess
 from collections.abc import Callable
@@ -43,6 +45,12 @@ class Place:
     def connection_file(self) -> str:
         return os.path.join(self.folder, "connection.json")
 
+    def close_doors(self) -> None:
+        """Remove the connection file and the names of the kernel's sockets: who is connected needs neither."""
+        for path in (self.connection_file, *(f"{self.sockets}-{port}" for port in range(1, 6))):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
     def path(self, name: str) -> str:
         return os.path.join(self.folder, name)
 
@@ -55,14 +63,21 @@ class Place:
         return {**os.environ, **private}
 
 
-def start_cold(argv: list[str], place: Place, extra: dict[str, str], stdout: int, stderr: int) -> int:
+def start_cold(argv: list[str], place: Place, extra: dict[str, str], boxed: bool, stdout: int, stderr: int) -> int:
     """Start a kernelspec's command; give its process id."""
     supervisor = os.getpid()
+
+    def prepare() -> None:
+        processes.die_with_parent(supervisor)
+        processes.adopt_orphans()
+        if boxed:
+            processes.stand_back()
+
     known = {"{connection_file}": place.connection_file}
     process = subprocess.Popen(
         [known.get(part, part) for part in argv],
         cwd=place.path("work"), env={**place.environ(), **extra}, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr,
-        start_new_session=True, preexec_fn=lambda: processes.die_with_parent(supervisor),
+        start_new_session=True, preexec_fn=prepare,
     )  # fmt: skip
     process.returncode = 0  # reaped by the supervisor's one reaper, never by Popen
     return process.pid
@@ -106,13 +121,19 @@ class Forker:
         """Ask for a kernel; `born` is called with its process id."""
         order = {
             "slot": slot, "connection_file": place.connection_file, "environ": place.environ(), "work": place.path("work"),
-            "settings": settings, "exposed": self._boxed,
+            "settings": settings, "boxed": self._boxed,
         }  # fmt: skip
         self._waiting[slot] = born
+        self.wake()
         try:
             socket.send_fds(self._sock, [json.dumps(order).encode()], fds)
         except OSError:
             self.alive = False
+
+    def wake(self) -> None:
+        """Let it go on, should somebody have stopped it."""
+        with contextlib.suppress(OSError):
+            os.kill(self.pid, signal.SIGCONT)
 
     def _read(self, loop: Loop, lost: Callable[[], None]) -> None:
         while True:

@@ -4,8 +4,8 @@ It has imported what a finished kernel has imported, and holds no thread, no zmq
 clean. It reads orders from the supervisor (over a SEQPACKET socket), forks, reaps and reports, and runs nobody else's code.
 Kernels are killed by the operating system when this process ends, and it when the supervisor ends.
 
-Order: {"slot", "connection_file", "environ", "work", "settings", "exposed"} with two descriptors, the kernel's 1 and 2.
-Reports: {"slot", "pid"} after the fork, {"pid", "status"} (as of waitpid) after the end.
+Order: {"slot", "connection_file", "environ", "work", "settings", "boxed"} with two descriptors, the kernel's 1 and 2.
+Reports: {"slot", "pid"} after the fork (pid -1: it failed), {"pid", "status"} (as of waitpid) after the end.
 """
 
 from __future__ import annotations
@@ -105,7 +105,10 @@ def _reap(orders: socket.socket) -> None:
 
 def _fork(orders: socket.socket, order: dict[str, Any], fds: list[int]) -> None:
     parent = os.getpid()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:  # no more processes are allowed, or no memory is left: that is for the kernel that was to be, not for us
+        pid = -1
     if not pid:
         _be_kernel(order, fds, parent)
     for fd in fds:
@@ -136,8 +139,9 @@ def _tidy(order: dict[str, Any], fds: list[int], parent: int) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.setsid()
-    if order["exposed"]:
-        processes.expose()
+    processes.adopt_orphans()
+    if order["boxed"]:
+        processes.stand_back()
     os.dup2(fds[0], 1)
     os.dup2(fds[1], 2)
     os.closerange(3, 4096)

@@ -1,7 +1,7 @@
 """The reading ends of a kernel's descriptors 1 and 2.
 
 They are read only while a cell runs: what a thread or a child writes between two cells waits in the pipe, bounded, and comes
-with the next cell.
+with the next cell, marked as what it is (see `cells`). Who holds the writing ends, and for how long, ends or delays no cell.
 """
 
 from __future__ import annotations
@@ -50,6 +50,11 @@ class OutputPipes:
     def unwatch(self) -> None:
         for fd in self._fds.values():
             self._loop.unwatch(fd)
+
+    def glance(self, take: Take) -> None:
+        """Read once what waits there."""
+        for stream in self._fds:
+            self._read(stream, take)
 
     def drain(self, take: Take) -> None:
         """Read what is there now; at most a bounded amount, since somebody may write for ever."""

@@ -12,7 +12,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 LINUX = sys.platform == "linux"
 SWEEP_SECONDS = 1.0
@@ -34,7 +34,11 @@ def die_with_parent(parent: int) -> None:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of every descendant whose own parent ends."""
+    """Become the parent of every descendant whose own parent ends.
+
+    The supervisor and each kernel do so. What daemonises in a kernel stays below it as long as it lives; so a child of the
+    supervisor that this did not start itself belongs to a kernel that is gone (or has given up its part) and may be killed.
+    """
     _prctl(_SET_CHILD_SUBREAPER, 1)
 
 
@@ -43,25 +47,83 @@ def hide() -> None:
     _prctl(_SET_DUMPABLE, 0)
 
 
-def expose() -> None:
-    """Undo `hide`, which a forked child inherits; and be the first to go when memory runs out."""
-    _prctl(_SET_DUMPABLE, 1)
+def stand_back() -> None:
+    """Be the first to go when memory runs out, and the last when processors are short, with all that we start; and hide.
+
+    For kernels in a container: there, only the supervisor competes with them, which must stay quick beside a fork bomb.
+    """
+    os.nice(19)
+    _prctl(_SET_DUMPABLE, 1)  # a process that hides cannot write its own file in /proc
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("900")
+    hide()
 
 
-def parents() -> dict[int, int]:
-    """Give the parent of every process, zombies left out."""
+def parents(known: Collection[int] = ()) -> dict[int, int]:
+    """Give the parent of every process that is not `known` already, zombies left out."""
     table: dict[int, int] = {}
     if not LINUX:
         return table
     for name in os.listdir("/proc"):
-        if name.isdigit():
+        if name.isdigit() and int(name) not in known:
             with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{name}/stat", "rb") as file:
                 fields = file.read().rpartition(b")")[2].split()
                 if fields[0] not in (b"Z", b"X"):
                     table[int(name)] = int(fields[1])
     return table
+
+
+def strangers(own: Collection[int]) -> tuple[list[int], bool]:
+    """Give the children of this process's main thread that are not `own`, and whether others had ended, which it reaps.
+
+    Where one has ended there may be more than was seen: this list is no snapshot (proc_pid_children(5)).
+    """
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
+            found = [int(pid) for pid in file.read().split()]
+    except OSError:
+        found = [pid for pid, parent in parents().items() if parent == os.getpid()]
+    found = [pid for pid in found if pid not in own]
+    living = [pid for pid in found if not _reaped(pid)]
+    return living, len(living) < len(found)
+
+
+def stop_all(roots: Collection[int], own: Collection[int], seconds: float) -> tuple[set[int], bool]:
+    """Stop all that descends from `roots`, or is a stranger to `own`; give them and the roots, and whether these are all.
+
+    As long as they keep their places a fork bomb cannot grow where processes are limited, and elsewhere no faster than it is
+    looked through; so this comes to an end, or is given up after so many seconds.
+    """
+    stopped = set(roots)
+    others = {os.getpid(), *own} - stopped
+    until = time.monotonic() + seconds
+    while True:
+        fresh, more = strangers({*own, *stopped})
+        if not (fresh or more or stopped):
+            return stopped, True
+        table = parents(others | stopped)
+        members = {*fresh, *descendants({*fresh, *stopped}, table)}
+        _signal(members, signal.SIGSTOP)
+        stopped |= members
+        others |= table.keys() - members
+        if not members and not more:
+            return stopped, True
+        if time.monotonic() > until:
+            return stopped, False
+
+
+def kill_strangers(own: Collection[int], seconds: float) -> bool:
+    """Kill every child of ours that is not `own`, with all that descends from it; whether that was all."""
+    stopped, complete = stop_all((), own, seconds)
+    _signal(stopped, signal.SIGKILL)
+    return complete
+
+
+def _reaped(pid: int) -> bool:
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True
 
 
 def descendants(roots: Iterable[int], table: dict[int, int] | None = None) -> list[int]:
@@ -91,18 +153,24 @@ def belongs_to(pid: int, folder: str) -> bool:
 
 def kill(pids: Iterable[int]) -> None:
     """Kill processes, those that are gone already left out."""
+    _signal(pids, signal.SIGKILL)
+
+
+def _signal(pids: Iterable[int], number: int) -> None:
     for pid in pids:
         with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def kill_group(pid: int, number: int) -> None:
-    """Signal the process group that `pid` leads, or `pid` alone where it leads none."""
-    with contextlib.suppress(OSError):
-        if os.getpgid(pid) == pid:
-            os.killpg(pid, number)
-        else:
             os.kill(pid, number)
+
+
+def kill_group(leader: int, number: int) -> None:
+    """Signal the process group that `leader` has led, and itself where it leads none."""
+    with contextlib.suppress(OSError):
+        if leader in (1, os.getpgid(0)):
+            return
+        try:
+            os.killpg(leader, number)
+        except ProcessLookupError:
+            os.kill(leader, number)
 
 
 def sweep(folder: str) -> bool:

@@ -17,6 +17,7 @@ import base64
 import contextlib
 import difflib
 import fcntl
+import functools
 import hashlib
 import io
 import json
@@ -38,6 +39,8 @@ _IN_MEMORY = 32 * 1024 * 1024
 """Bytes of an answer that is handed over in memory; a larger one goes by a file on disk."""
 _BESIDE = 1024 * 1024
 """Bytes from which it pays to hash beside the writing."""
+_ERROR_HALF = 16 * 1024
+_ERROR_LINES = 100
 _FRAME = struct.Struct(">IB")
 _LENGTH = struct.Struct(">I")
 
@@ -187,6 +190,7 @@ class Repl:
         ip.kernel._execute_sleep = 0.0
         _close_iopub_port(ip.kernel)
         ip.ask_exit = _refuse_exit
+        ip.kernel.do_execute = _with_short_errors(ip.kernel.do_execute)
         for event, hook in (("pre_run_cell", self.before_cell), ("post_run_cell", self.after_cell)):
             ip.events.register(event, hook)
         for name in ("FORCE_COLOR", "CLICOLOR_FORCE"):
@@ -502,6 +506,27 @@ def _close_iopub_port(kernel: Any) -> None:
     if listening is not None:
         thread._pipe_flag = False
         thread.schedule(listening.close)
+
+
+def _with_short_errors(do_execute: Any) -> Any:
+    """Give ipykernel's `do_execute` with the texts of an error cut: it may hold a whole context, and a reply travels whole."""
+
+    @functools.wraps(do_execute)
+    async def execute(*args: Any, **kwargs: Any) -> Any:
+        content = await do_execute(*args, **kwargs)
+        if content.get("status") == "error":
+            content["evalue"] = _short(content.get("evalue"))
+            content["traceback"] = [_short(line) for line in content.get("traceback", ())[-_ERROR_LINES:]]
+        return content
+
+    return execute
+
+
+def _short(whole: Any) -> str:
+    text = str(whole)
+    if len(text) <= 2 * _ERROR_HALF:
+        return text
+    return f"{text[:_ERROR_HALF]}\n[... {len(text) - 2 * _ERROR_HALF:,} characters left out ...]\n{text[-_ERROR_HALF:]}"
 
 
 def _refuse_exit() -> NoReturn:

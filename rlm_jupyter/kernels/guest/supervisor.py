@@ -20,13 +20,13 @@ import resource
 import shutil
 import signal
 import sys
-from typing import Any
+import time
 
 from . import processes
 from .launch import Forker
 from .streams import HostStream
 
-END_SECONDS = 2
+END_SECONDS = 2.0
 
 
 def main() -> None:
@@ -82,15 +82,9 @@ def _raise_file_limit() -> None:
 
 def end(folder: str) -> None:
     """Kill every descendant, wait for it, remove the run's folder. What cannot be killed does not keep us for long."""
-    signal.signal(signal.SIGALRM, _give_up)
-    signal.alarm(END_SECONDS)
-    with contextlib.suppress(ChildProcessError, TimeoutError):
-        while True:
-            processes.kill(processes.descendants([os.getpid()]))
-            os.waitpid(-1, 0)
-    signal.alarm(0)
+    until = time.monotonic() + END_SECONDS
+    while not processes.kill_strangers((), END_SECONDS) or any(processes.strangers(())):
+        if time.monotonic() > until:
+            break
+        os.sched_yield()
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _give_up(*_: Any) -> None:
-    raise TimeoutError
