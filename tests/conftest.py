@@ -78,11 +78,12 @@ def modal_plane() -> Iterator[LocalModal]:
 
 @pytest.fixture
 def local_modal(modal_plane: LocalModal, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalModal]:
-    """Give the control plane with the SDK pointed at it; afterwards its faults are mended and its sandboxes ended."""
+    """Give the control plane with the SDK pointed at it; afterwards its faults are mended and the test's sandboxes ended."""
+    before = [state.id for state in modal_plane.running()]
     for name, value in modal_plane.environment.items():
         monkeypatch.setenv(name, value)
     yield modal_plane
-    modal_plane.tidy()
+    modal_plane.tidy(before)
 
 
 @pytest.fixture(autouse=True)

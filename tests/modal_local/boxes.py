@@ -114,6 +114,13 @@ class Box:
     def root(self) -> Path:
         return Path(f"/proc/{self.first}/root")
 
+    def add_file(self, path: str, data: bytes, mode: int) -> None:
+        """Put a file into the box before its first command begins: what runs in it could lead the path elsewhere."""
+        at = self.root / path.lstrip("/")
+        at.parent.mkdir(parents=True, exist_ok=True)
+        at.write_bytes(data)
+        at.chmod(mode)
+
     def mounts(self) -> list[PurePosixPath]:
         """Give what is mounted in the box, its root among it."""
         lines = Path(f"/proc/{self.first}/mountinfo").read_text().splitlines()

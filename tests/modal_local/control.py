@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+import uuid
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,14 +43,13 @@ class Control:
         self.asked: list[Asked] = []
         self.router_url = ""
         self._sandboxes, self._objects, self._credentials = sandboxes, objects, credentials
+        self._creating: dict[str, asyncio.Task[Sandbox]] = {}
 
-    async def SandboxCreateV2(
-        self, request: api_pb2.SandboxCreateV2Request, _call: Metadata
-    ) -> api_pb2.SandboxCreateV2Response:
+    async def SandboxCreateV2(self, request: api_pb2.SandboxCreateV2Request, call: Metadata) -> api_pb2.SandboxCreateV2Response:
         if request.definition.resources.gpu_config.gpu_type:
             raise GRPCError(Status.INVALID_ARGUMENT, "GPUs are not supported by V2 Sandboxes")
         env = self._objects.values(request.secret_sources, request.definition.secret_ids)
-        sandbox = await self._create("V2", request, env)
+        sandbox = await self._once(call, self._create("V2", request, env))
         return api_pb2.SandboxCreateV2Response(
             sandbox_id=sandbox.id,
             task_id=sandbox.task_id,
@@ -58,9 +58,19 @@ class Control:
             command_router_access=self._access(sandbox.task_id),
         )
 
-    async def SandboxCreate(self, request: api_pb2.SandboxCreateRequest, _call: Metadata) -> api_pb2.SandboxCreateResponse:
-        sandbox = await self._create("V1", request, self._objects.values((), request.definition.secret_ids))
+    async def SandboxCreate(self, request: api_pb2.SandboxCreateRequest, call: Metadata) -> api_pb2.SandboxCreateResponse:
+        env = self._objects.values((), request.definition.secret_ids)
+        sandbox = await self._once(call, self._create("V1", request, env))
         return api_pb2.SandboxCreateResponse(sandbox_id=sandbox.id, metadata=self._metadata(sandbox))
+
+    async def _once(self, call: Metadata, work: Coroutine[Any, Any, Sandbox]) -> Sandbox:
+        """Do this once for all tries of one call, and to its end even if the client's connection is lost."""
+        key = str(call.get("x-idempotency-key") or uuid.uuid4())
+        if key in self._creating:
+            work.close()
+        else:
+            self._creating[key] = asyncio.create_task(work)
+        return await asyncio.shield(self._creating[key])
 
     async def _create(self, backend: str, request: Any, env: dict[str, str]) -> Sandbox:
         definition: api_pb2.Sandbox = request.definition
@@ -72,7 +82,7 @@ class Control:
             raise GRPCError(Status.ALREADY_EXISTS, f"a sandbox with the name {definition.name!r} is running")
         sandbox = Sandbox(definition, request.app_id, _tags(request.tags), env, backend)
         self.asked.append(Asked(sandbox.id, backend, self._objects.apps[request.app_id], _as_dict(request)))
-        await self._sandboxes.create(sandbox)
+        await self._sandboxes.create(sandbox, self._objects.contents(definition.mount_ids))
         return sandbox
 
     def _access(self, task: str) -> api_pb2.CommandRouterAccess:

@@ -23,7 +23,7 @@ class Conditions:
     """What holds for one kind of connection, and the connections for which it holds."""
 
     def __init__(self) -> None:
-        self.delay, self.state = 0.0, OPEN
+        self.delay, self.state, self.buffering = 0.0, OPEN, False
         self.accepted = self.bytes = 0
         self.lines: set[Line] = set()
         self._until: asyncio.TimerHandle | None = None

@@ -1,6 +1,7 @@
 """Apps, environments, secrets, volumes and mounts: named things that a sandbox refers to.
 
-Volumes and mounts have names and ids and no contents.
+Mounts hold the local files that an image adds (`add_local_file` and its kind), each below 4 MiB, as the SDK sends them
+whole up to there. Volumes have names and ids and no contents.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ class Objects:
     def __init__(self, credentials: Credentials) -> None:
         self.apps: dict[str, str] = {}
         self.secrets: dict[str, dict[str, str]] = {}
+        self.mounts: dict[str, list[api_pb2.MountFile]] = {}
+        self._files: dict[str, bytes] = {}
         self._named: dict[tuple[str, str], str] = {}
         self._numbers = itertools.count(1)
         self._credentials = credentials
@@ -54,6 +57,11 @@ class Objects:
         for source in sources:
             found.update(self._secret(source.secret_id) if source.secret_id else source.env.contents)
         return found
+
+    def contents(self, mounts: Iterable[str]) -> list[tuple[str, bytes, int]]:
+        """Give the files of mounts: path, contents, mode."""
+        files = [file for mount in mounts for file in self.mounts.get(mount, ())]
+        return [(file.filename, self._files[file.sha256_hex], file.mode or 0o644) for file in files]
 
     def _secret(self, name: str) -> dict[str, str]:
         if name not in self.secrets:
@@ -100,12 +108,16 @@ class Objects:
         self, request: api_pb2.MountGetOrCreateRequest, _call: Metadata
     ) -> api_pb2.MountGetOrCreateResponse:
         name = self._find("mo", request.deployment_name, CREATE[0])
+        self.mounts[name] = list(request.files)
         return api_pb2.MountGetOrCreateResponse(mount_id=name)
 
     async def MountBatchedCheckExistence(
-        self, _request: api_pb2.MountBatchedCheckExistenceRequest, _call: Metadata
+        self, request: api_pb2.MountBatchedCheckExistenceRequest, _call: Metadata
     ) -> api_pb2.MountBatchedCheckExistenceResponse:
-        return api_pb2.MountBatchedCheckExistenceResponse()
+        missing = [digest for digest in request.sha256_hex_hashes if digest not in self._files]
+        return api_pb2.MountBatchedCheckExistenceResponse(missing_sha256_hex_hashes=missing)
 
-    async def MountPutFile(self, _request: api_pb2.MountPutFileRequest, _call: Metadata) -> api_pb2.MountPutFileResponse:
-        return api_pb2.MountPutFileResponse(exists=True)
+    async def MountPutFile(self, request: api_pb2.MountPutFileRequest, _call: Metadata) -> api_pb2.MountPutFileResponse:
+        if request.WhichOneof("data_oneof") == "data":
+            self._files[request.sha256_hex] = request.data
+        return api_pb2.MountPutFileResponse(exists=request.sha256_hex in self._files)

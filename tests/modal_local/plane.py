@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +106,10 @@ class Faults:
     def after(self, count: int, state: str = "cut", seconds: float | None = None) -> None:
         """Once so many more bytes have passed, 'cut', or enter the state 'down', 'black hole' or '502' for a time."""
         self._all("after", count=count, state=state, seconds=seconds)
+
+    def buffer(self, on: bool = True) -> None:
+        """Have tunnels that are opened from now on hold each answer of HTTP back until it is whole, as some proxies do."""
+        self._all("buffer", on=on)
 
     def restore(self) -> None:
         """End all faults; delays stay."""
@@ -194,16 +198,21 @@ class LocalModal:
         """Put a host on the Internet of sandboxes made from now on: which port of it is which port of this machine."""
         return str(self.command("host", name=name, ports=dict(ports)))
 
-    def preempt(self, sandbox: str) -> None:
-        """Take the machine away from under a sandbox."""
-        self.command("end", sandbox=sandbox, status="TERMINATED", reason="Sandbox was preempted", code=137)
+    def fail(self, procedure: str, status: str, message: str, times: int = 1) -> None:
+        """Answer the next calls of a procedure with a status of gRPC ('UNAVAILABLE', 'RESOURCE_EXHAUSTED' ...)."""
+        self.command("fail", procedure=procedure, status=status, message=message, times=times)
 
-    def tidy(self) -> None:
-        """Mend all faults and delays, and end all sandboxes."""
+    def preempt(self, sandbox: str, *, silent: bool = True) -> None:
+        """Take the machine away from under a sandbox; if silent, its command router is never available again."""
+        self.command("preempt", sandbox=sandbox, silent=silent)
+
+    def tidy(self, kept: Collection[str] = ()) -> None:
+        """Mend all faults and delays, and end all sandboxes but these."""
         for faults in (self.sdk, self.tunnels):
             faults.delay(0)
+            faults.buffer(False)
             faults.restore()
-        self.command("sweep")
+        self.command("tidy", kept=list(kept))
 
     def close(self) -> None:
         """End the plane and everything in it, and wait until it is gone."""

@@ -35,6 +35,8 @@ class Router:
         sandbox = self._sandboxes.by_task.get(task)
         if sandbox is None:
             raise GRPCError(Status.NOT_FOUND, f"no task {task}")
+        if not sandbox.take_call():
+            raise GRPCError(Status.UNAVAILABLE, "the worker is gone")
         return sandbox
 
     def _box(self, task: str, call: Metadata) -> tuple[Sandbox, Box]:

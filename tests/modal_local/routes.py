@@ -6,6 +6,7 @@ answer, an async generator gives the answers of a stream. What no room serves is
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
@@ -14,12 +15,16 @@ from grpclib import GRPCError, Status
 from grpclib.const import Cardinality, Handler
 
 Metadata = Mapping[str, Any]
+Check = Callable[[str, Metadata], None]
+"""Raises for a call that is to be refused, by its name and metadata."""
+LOST = "lost"
+"""What a handler's task is cancelled with when its worker is taken away."""
 
 
 class Routes:
     """One service: what grpclib asks for its handlers."""
 
-    def __init__(self, base: type, rooms: list[object], unknown: set[str], allowed: Callable[[str, Metadata], None]) -> None:
+    def __init__(self, base: type, rooms: list[object], unknown: set[str], allowed: Check) -> None:
         self._base, self._rooms, self._unknown, self._allowed = base, rooms, unknown, allowed
 
     def __mapping__(self) -> dict[str, Handler]:
@@ -31,6 +36,14 @@ class Routes:
         serve = next((getattr(room, name) for room in self._rooms if hasattr(room, name)), None)
 
         async def answer(stream: Any) -> None:
+            try:
+                await respond(stream)
+            except asyncio.CancelledError as error:
+                if error.args == (LOST,):
+                    raise GRPCError(Status.UNAVAILABLE, "the worker is gone") from None
+                raise
+
+        async def respond(stream: Any) -> None:
             self._allowed(name, stream.metadata)
             if serve is None:
                 self._unknown.add(name)

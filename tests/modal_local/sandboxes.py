@@ -6,20 +6,23 @@ import asyncio
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from modal_proto import api_pb2
 
 from tests.modal_local import networks, snapshots
 from tests.modal_local.boxes import HOME, WAIT, Box, BoxError, environment
 from tests.modal_local.processes import Exec, Process
+from tests.modal_local.routes import LOST
 from tests.modal_local.streams import Input, Output
 from tests.modal_local.tunnels import Tunnel, Tunnels
 
 Result = api_pb2.GenericResult
 TIMEOUT, TERMINATED = Result.GENERIC_STATUS_TIMEOUT, Result.GENERIC_STATUS_TERMINATED
 _LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+File = tuple[str, bytes, int]
 FOREVER = ("sleep", "infinity")
 """What runs in a sandbox that was given no command."""
 
@@ -37,11 +40,14 @@ class Sandbox:
         self.definition, self.app_id, self.tags, self.env, self.backend = definition, app_id, tags, env, backend
         self.created_at, self.result, self.over = time.time(), Result(), asyncio.Event()
         self.execs: dict[str, Exec] = {}
+        self._starting: dict[str, asyncio.Task[Exec]] = {}
         self.tunnels: dict[int, Tunnel] = {}
         self.box: Box | None = None
         self.entry: Process | None = None
         self.network: networks.Network | None = None
         self._verdict: Result | None = None
+        self._calls: set[asyncio.Task[Any]] = set()
+        self._lost = False
         self._timers: list[asyncio.TimerHandle] = []
         self._idle_since = time.monotonic()
         self._watching: asyncio.Task[None] | None = None
@@ -63,7 +69,9 @@ class Sandbox:
     def variables(self) -> dict[str, str]:
         return environment(self.env)
 
-    async def start(self, tools: Path, tunnels: Tunnels, hosts: networks.Hosts, image: Path | None) -> None:
+    async def start(
+        self, tools: Path, tunnels: Tunnels, hosts: networks.Hosts, image: Path | None, files: Iterable[File]
+    ) -> None:
         """Make the box, open the tunnels, and start the entry point."""
         definition = self.definition
         argv = tuple(definition.entrypoint_args) or FOREVER
@@ -73,10 +81,14 @@ class Sandbox:
             self.network.open(box)
             if image is not None:
                 await snapshots.unpack(box, image)
+            for path, data, mode in files:
+                box.add_file(path, data, mode)
             for port in definition.open_ports.ports:
                 self.tunnels[port.port] = await tunnels.open(box, port.port, encrypted=not port.unencrypted)
         except BaseException:
             box.kill()
+            await box.wait()
+            box.close()
             raise
         output, errors = Output(), Output()
         box.begin()
@@ -96,16 +108,33 @@ class Sandbox:
         if self.box is not None:
             self.box.kill()
 
+    def preempt(self, silent: bool) -> None:
+        """End the sandbox as a lost machine does; if silent, nobody answers for its task any more."""
+        self.end(Result(status=TERMINATED, exception="preempted"))
+        if silent:
+            self._lost = True
+            for task in tuple(self._calls):
+                task.cancel(LOST)
+
+    def take_call(self) -> bool:
+        """Note that the running task serves a call to the sandbox's worker. Tells whether there is one."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+        return not self._lost
+
     def touch(self) -> None:
         """Something was done with the sandbox: it is not idle."""
         self._idle_since = time.monotonic()
 
     async def exec(self, name: str, argv: Sequence[str], env: dict[str, str], cwd: str, seconds: int) -> None:
-        """Start a command once under this name; asking again changes nothing."""
-        if name not in self.execs:
+        """Start a command once under this name, however often it is asked for."""
+        if name not in self._starting:
             assert self.box is not None
             given = environment({**self.env, **env})
-            self.execs[name] = await Exec.start(self.box, argv, given, cwd or self.cwd, seconds)
+            self._starting[name] = asyncio.create_task(Exec.start(self.box, argv, given, cwd or self.cwd, seconds))
+        self.execs[name] = await asyncio.shield(self._starting[name])
         self.touch()
 
     def _idle(self, seconds: float) -> None:
@@ -126,7 +155,9 @@ class Sandbox:
             tunnel.close()
         if self.network is not None:
             self.network.close()
-        await asyncio.gather(*(process.over.wait() for process in self.execs.values()))
+        for started in await asyncio.gather(*self._starting.values(), return_exceptions=True):
+            if isinstance(started, Exec):
+                await started.over.wait()
         box.close()
         ok = Result.GENERIC_STATUS_SUCCESS if code == 0 else Result.GENERIC_STATUS_FAILURE
         self.result = self._verdict or Result(status=ok, exitcode=code)
@@ -152,11 +183,12 @@ class Sandboxes:
         self._tools.chmod(0o755)
         self._tunnels, self._images = tunnels, images
 
-    async def create(self, sandbox: Sandbox) -> None:
+    async def create(self, sandbox: Sandbox, files: Iterable[File]) -> None:
         """Start a sandbox; one whose box fails is over at once, with the reason."""
         self.by_id[sandbox.id] = self.by_task[sandbox.task_id] = sandbox
         try:
-            await sandbox.start(self._tools, self._tunnels, self.hosts, self._images(sandbox.definition.image_id))
+            image = self._images(sandbox.definition.image_id)
+            await sandbox.start(self._tools, self._tunnels, self.hosts, image, files)
         except BoxError as error:
             sandbox.result = Result(status=Result.GENERIC_STATUS_INIT_FAILURE, exception=str(error), exitcode=1)
             sandbox.over.set()
@@ -167,10 +199,11 @@ class Sandboxes:
         running = [box for box in found if not box.over.is_set()]
         return running[0] if running else found[-1] if over and found else None
 
-    async def close(self) -> None:
-        """End all sandboxes, and let go of what their processes wrote."""
+    async def close(self, kept: Collection[str] = ()) -> None:
+        """End all sandboxes but those that are to be kept, and let go of what their processes wrote."""
+        ending = [sandbox for name, sandbox in self.by_id.items() if name not in kept]
         async with asyncio.timeout(WAIT):
-            await asyncio.gather(*(sandbox.gone() for sandbox in self.by_id.values()))
-        for sandbox in self.by_id.values():
+            await asyncio.gather(*(sandbox.gone() for sandbox in ending))
+        for sandbox in ending:
             sandbox.execs.clear()
             sandbox.entry = None

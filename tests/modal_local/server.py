@@ -26,11 +26,12 @@ from modal_proto.task_command_router_grpc import TaskCommandRouterBase
 
 from tests.modal_local.control import Control
 from tests.modal_local.credentials import Credentials
+from tests.modal_local.failures import Failures
 from tests.modal_local.images import Images
 from tests.modal_local.lines import Conditions, Wire
 from tests.modal_local.objects import Objects
 from tests.modal_local.router import Router
-from tests.modal_local.routes import Routes
+from tests.modal_local.routes import Check, Metadata, Routes
 from tests.modal_local.sandboxes import Result, Sandbox, Sandboxes
 from tests.modal_local.tunnels import HOST, Tunnels
 
@@ -51,16 +52,24 @@ class Plane:
         self.control = Control(self.sandboxes, self.objects, self.credentials)
         self.router = Router(self.sandboxes, self.objects, self.images, self.credentials)
         self.conditions = {"control": Conditions(), "router": Conditions(), "tunnels": self.tunnels.conditions}
+        self.failures = Failures()
         self._servers: list[asyncio.Server] = []
 
     async def start(self) -> dict[str, str]:
         """Open the services. Gives what a client must know."""
         rooms: list[object] = [self.objects, self.images, self.control]
-        control = Routes(ModalClientBase, rooms, self.unknown, self.credentials.control)
-        router = Routes(TaskCommandRouterBase, [self.router], self.unknown, self.credentials.router)
+        control = Routes(ModalClientBase, rooms, self.unknown, self._check(self.credentials.control))
+        router = Routes(TaskCommandRouterBase, [self.router], self.unknown, self._check(self.credentials.router))
         self.control.router_url = await self._serve(router, self.conditions["router"])
         url = await self._serve(control, self.conditions["control"])
         return {"url": url, "token_id": self.credentials.token_id, "token_secret": self.credentials.token_secret}
+
+    def _check(self, allowed: Check) -> Check:
+        def check(name: str, metadata: Metadata) -> None:
+            allowed(name, metadata)
+            self.failures.meet(name)
+
+        return check
 
     async def _serve(self, routes: Routes, conditions: Conditions) -> str:
         settings = Configuration(http2_connection_window_size=WINDOW, http2_stream_window_size=WINDOW)
@@ -97,18 +106,21 @@ class Plane:
             return self.images.chain(given["image"])
         if name == "host":
             return self.sandboxes.hosts.add(given["name"], {int(port): real for port, real in given["ports"].items()})
-        if name == "sweep":
-            return await self.sandboxes.close()
-        if name == "end":
-            status = Result.GenericStatus.Value(f"GENERIC_STATUS_{given['status']}")
-            self.sandboxes.by_id[given["sandbox"]].end(Result(status=status, exception=given["reason"], exitcode=given["code"]))
-            return None
+        if name == "tidy":
+            self.failures.ordered.clear()
+            return await self.sandboxes.close(given["kept"])
+        if name == "fail":
+            return self.failures.order(**given)
+        if name == "preempt":
+            return self.sandboxes.by_id[given["sandbox"]].preempt(given["silent"])
         raise ValueError(f"there is no command {name!r}")
 
     def _change(self, kind: str, what: str, **given: Any) -> Any:
         conditions = self.conditions[kind]
         if what == "delay":
             conditions.delay = given["seconds"]
+        elif what == "buffer":
+            conditions.buffering = given["on"]
         elif what == "cut":
             return conditions.cut()
         elif what == "after":

@@ -15,24 +15,11 @@ from pathlib import Path
 import trustme
 
 from tests.modal_local.boxes import ADDRESS, Box
+from tests.modal_local.edges import Buffer, Refusal
 from tests.modal_local.lines import BAD_GATEWAY, Conditions, Wire
 from tests.modal_local.relays import Relay, Tasks, join
 
 HOST = "127.0.0.1"
-REFUSAL = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 12\r\nConnection: close\r\n\r\nBad gateway\n"
-
-
-class Refusal(asyncio.Protocol):
-    """Answers the first bytes of a request with 502."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        if not self._transport.is_closing():
-            self._transport.write(REFUSAL)
-            self._transport.close()
 
 
 class Tunnel:
@@ -70,7 +57,7 @@ class Tunnel:
             if conditions.state == BAD_GATEWAY:
                 await loop.connect_accepted_socket(Refusal, back, ssl=security)
                 return
-            edge, inside = Relay(), Relay()
+            edge, inside = Relay(), Buffer() if conditions.buffering else Relay()
             join(edge, inside)
             await loop.connect_accepted_socket(lambda: edge, back, ssl=security)
             made = self._box.socket()
