@@ -210,3 +210,5 @@ def test_the_command_prints_a_table_or_json() -> None:
     findings = {one["name"]: one for one in json.loads(told.output)}
     assert findings["model"]["state"] == OK
     assert set(PROVIDERS) <= set(findings)
+    assert set(ENVIRONMENTS) <= set(findings)
+    assert all(set(one) == {"section", "name", "value", "state", "advice"} for one in findings.values())
