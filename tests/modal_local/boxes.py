@@ -103,6 +103,14 @@ class Box:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._handle, signal.SIGKILL)
 
+    async def discard(self) -> None:
+        """End a box whose first command has not begun."""
+        self.kill()
+        await self.wait()
+        self.close()
+        for fd in (*self.output, self.stdin):
+            os.close(fd)
+
     def close(self) -> None:
         """Give back what this process holds of a box that has ended."""
         if self._handle >= 0:

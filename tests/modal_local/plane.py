@@ -134,7 +134,7 @@ class LocalModal:
         with its:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.modal_local.server", str(its.fileno()), str(self._folder)],
-                cwd=ROOT, pass_fds=(its.fileno(),), stdin=subprocess.DEVNULL,
+                cwd=ROOT, start_new_session=True, pass_fds=(its.fileno(),), stdin=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": str(ROOT), "MODAL_CONFIG_PATH": str(self._folder / "none.toml")},
             )  # fmt: skip
         self._line = ours

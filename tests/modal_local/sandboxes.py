@@ -86,9 +86,7 @@ class Sandbox:
             for port in definition.open_ports.ports:
                 self.tunnels[port.port] = await tunnels.open(box, port.port, encrypted=not port.unencrypted)
         except BaseException:
-            box.kill()
-            await box.wait()
-            box.close()
+            await box.discard()
             raise
         output, errors = Output(), Output()
         box.begin()

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import json
 import shutil
-import signal
 import socket
 import sys
 from collections import Counter
@@ -164,7 +163,6 @@ async def serve(line: socket.socket, folder: Path) -> None:
 
 def main() -> None:
     """Serve on the socket whose number is the first argument, with the second as folder for files."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a test's Ctrl-C is for the test
     if sys.version_info < (3, 12):
         asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
     folder = Path(sys.argv[2])
