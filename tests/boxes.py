@@ -7,13 +7,13 @@ import secrets
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
 from rlm_jupyter.kernels.docker import LABEL, Box, open_docker
 from tests.conformance.driving import Open, make_test_box
-from tests.engine import Engine
+from tests.engine import Engine, EngineError
 
 MARK = "rlm_jupyter.test"
 
@@ -86,8 +86,9 @@ def marked_image(base: str, *changes: str, script: str = "", engine: Engine | No
         for left in marked.containers() | engine.containers(f"name={container}"):
             engine.run("rm", "--force", "--volumes", left)
         made = engine.run("images", "--quiet", "--filter", marked.label).split()
-        if made:
-            engine.run("rmi", "--force", *made)
+        for image in made:
+            with suppress(EngineError):  # another one that was made from it is still there
+                engine.run("rmi", "--force", image)
 
 
 def derived_image() -> str:

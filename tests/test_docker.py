@@ -196,6 +196,8 @@ reads = {what: tried(lambda: open(f"/proc/1/{what}", "rb").read(1)) for what in 
 reads["fd"] = tried(lambda: os.listdir("/proc/1/fd"))
 reads["root"] = tried(lambda: os.listdir("/proc/1/root"))
 reads["cwd"] = tried(lambda: os.readlink("/proc/1/cwd"))
+# What kernels are forked from holds the standard error of the first one.
+reads["fd of the parent"] = tried(lambda: os.listdir(f"/proc/{os.getppid()}/fd"))
 libc = ctypes.CDLL(None, use_errno=True)
 traced = libc.ptrace(16, 1, 0, 0)
 for number in signal.valid_signals() - {signal.SIGSTOP}:

