@@ -1,6 +1,7 @@
 """Break one promise at a time in a copy of the tree: the test that proves the promise must fail there.
 
 Each patch in tests/promises/mutants/ begins with a line `test: <path>::<name>`. The unbroken copy must pass all those tests.
+A mutant may leave processes behind, that being what some of them break; whatever a test run has started is ended after it.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+from rlm_jupyter.kernels.guest import processes
+
 ROOT = Path(__file__).resolve().parent.parent
 PATCHES = ROOT / "tests" / "promises" / "mutants"
 SECONDS = 300
+END_SECONDS = 10.0
 
 
 def test_of(patch: Path) -> str:
@@ -33,23 +37,35 @@ def copy_tree(folder: Path) -> None:
             shutil.copy2(ROOT / name, folder / name)
 
 
-def passes(folder: Path, tests: list[str]) -> bool:
-    """Tell whether the tests pass in a copy; its package goes before the installed one."""
+def passes(folder: Path, tests: list[str], told: bool = False) -> bool:
+    """Tell whether the tests pass in a copy; its package goes before the installed one. `told`: print what fails."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
     environment = {**os.environ, "PYTHONPATH": str(folder)}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
+    try:
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    finally:
+        # What was left alone by its parent has become a child of ours, and we have no others.
+        if processes.LINUX and not processes.kill_strangers((), END_SECONDS):
+            print("some processes of the last test could not be ended", file=sys.stderr)
     if done.returncode not in (0, 1):
         raise SystemExit(f"the tests could not be run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    if told and done.returncode:
+        print(done.stdout[-3000:])
     return done.returncode == 0
 
 
 def main() -> int:
     chosen = [patch for patch in sorted(PATCHES.glob("*.patch")) if not sys.argv[1:] or patch.stem in sys.argv[1:]]
+    processes.adopt_orphans()
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
         whole = Path(name) / "whole"
         copy_tree(whole)
-        if not passes(whole, sorted({test_of(patch) for patch in chosen})):
-            raise SystemExit("the tests fail without any mutant: mend that first")
+        if not passes(whole, sorted({test_of(patch) for patch in chosen}), told=True):
+            raise SystemExit("these tests fail without any mutant: mend that first")
         survivors = []
         for patch in chosen:
             broken = Path(name) / patch.stem

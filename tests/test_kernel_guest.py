@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
+import socket
+import struct
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rlm_jupyter.kernels.guest import processes
+from rlm_jupyter.kernels.guest.asks import HELD_MESSAGES, AskConnection, AskListener
+from rlm_jupyter.kernels.guest.frames import Header, pack
+from rlm_jupyter.kernels.guest.loop import Loop
 from rlm_jupyter.kernels.guest.output import Keeper
 from rlm_jupyter.kernels.text import TextDecoder, plain
 
@@ -114,3 +122,108 @@ def test_what_carries_a_folder_belongs_to_it(tmp_path: os.PathLike[str]) -> None
     finally:
         child.kill()
         child.wait()
+
+
+class Supervisor:
+    """What asking needs of a supervisor, whose host may be slow."""
+
+    def __init__(self) -> None:
+        self.loop = Loop()
+        self.slow = False
+        self.waiting: list[Callable[[], None]] = []
+
+    def pressed(self, resume: Callable[[], None]) -> bool:
+        if self.slow:
+            self.waiting.append(resume)
+        return self.slow
+
+    def run_beside(self, work: Callable[[], None]) -> None:
+        """Run the loop until `work` has ended in another thread."""
+        done, doing = os.pipe()
+        self.loop.watch(done, self.loop.stop)
+
+        def until_done() -> None:
+            try:
+                work()
+            finally:
+                os.write(doing, b"x")
+
+        thread = threading.Thread(target=until_done)
+        thread.start()
+        self.loop.run()
+        thread.join(10)
+        for fd in (done, doing):
+            os.close(fd)
+
+
+def caller(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(10)
+    connection.connect(str(path))
+    connection.sendall(b"".join(pack({"kind": "hello", "token": "mine"})))
+    return connection
+
+
+def test_p08_what_a_kernel_is_in_the_middle_of_asking_is_bounded(tmp_path: Path) -> None:
+    supervisor, path, cap = Supervisor(), tmp_path / "ask", 1024 * 1024
+    most: list[int] = []
+    listener = AskListener(
+        supervisor, str(path), "mine", cap, lambda *request: None, lambda connection: most.append(listener.held)
+    )
+    callers: list[socket.socket] = []
+    ended: list[bytes] = []
+
+    def flood() -> None:
+        for _ in range(10):
+            callers.append(caller(path))
+            try:
+                callers[-1].sendall(struct.pack(">IB", 900 * 1024, 1) + bytes(900 * 1024 - 1))
+                if len(callers) > HELD_MESSAGES:
+                    ended.append(callers[-1].recv(1))
+            except ConnectionError:
+                ended.append(b"")
+
+    supervisor.run_beside(flood)
+    assert ended == [b""] * (10 - HELD_MESSAGES)
+    assert listener.cut == 10 - HELD_MESSAGES
+    assert max(most) <= HELD_MESSAGES * cap
+    assert listener.held == HELD_MESSAGES * (900 * 1024 - 1)
+    for connection in callers:
+        connection.close()
+    listener.close()
+    assert listener.held == 0
+
+
+def test_p08_nothing_is_read_of_a_kernel_while_the_host_is_slow(tmp_path: Path) -> None:
+    supervisor, path = Supervisor(), tmp_path / "ask"
+    asked: list[Header] = []
+
+    def ask(connection: AskConnection, header: Header, body: bytes) -> None:
+        asked.append(header)
+        connection.answer({})
+
+    listener = AskListener(supervisor, str(path), "mine", 1024, ask, lambda connection: None)
+    seen: list[int] = []
+
+    def talk() -> None:
+        connection = caller(path)
+        connection.sendall(b"".join(pack({"kind": "first"})))
+        assert connection.recv(100)
+        supervisor.slow = True
+        connection.sendall(b"".join(pack({"kind": "second"})))
+        connection.settimeout(0.3)
+        try:
+            connection.recv(100)
+        except TimeoutError:
+            seen.append(len(asked))
+        supervisor.slow = False
+        supervisor.loop.later(0, lambda: [resume() for resume in supervisor.waiting])
+        caller(path).close()  # wakes the loop
+        connection.settimeout(10)
+        assert connection.recv(100)
+        connection.close()
+
+    supervisor.run_beside(talk)
+    assert seen == [1]
+    assert asked == [{"kind": "first"}, {"kind": "second"}]
+    listener.close()

@@ -1,4 +1,4 @@
-"""The kernel side's promises for the local environment, each a test named after its number."""
+"""The kernel side's promises, each a test named after its number, for every environment in which it can be broken."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,33 @@ import psutil
 import pytest
 
 from rlm_jupyter.errors import KernelDied, KernelError, ProtocolError
+from rlm_jupyter.kernels.docker import open_docker
 from rlm_jupyter.kernels.environment import Environment
 from rlm_jupyter.kernels.guest import processes, wire
 from rlm_jupyter.kernels.guest.frames import Header, pack
-from rlm_jupyter.kernels.local import open_local
 from rlm_jupyter.kernels.transports import Listener
-from tests.conformance.driving import Session, session
+from tests.conformance.driving import ENVIRONMENTS, Open, Session, make_test_box, session
 
 pytestmark = pytest.mark.anyio
 
 CANARY = "canary-4711-of-the-host"
 
 
+@pytest.fixture(params=["local-forked", "docker"])
+def opening(request: pytest.FixtureRequest) -> Open:
+    """What opens an environment, for what must hold in each; `conformance` has the tests that a shared one is enough for."""
+    return ENVIRONMENTS[request.param]()
+
+
 @pytest.fixture
-async def repl() -> AsyncIterator[Session]:
+async def repl(opening: Open) -> AsyncIterator[Session]:
+    async with session(opening) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def local() -> AsyncIterator[Session]:
+    """A kernel whose processes and files the host can look at."""
     async with session() as opened:
         yield opened
 
@@ -102,19 +116,19 @@ print(len(mine), found)
         assert await repl.out(code) == "2 []"
 
 
-async def test_p03_the_streams_token_is_in_no_argument_environment_or_file(repl: Session) -> None:
-    supervisor = psutil.Process(repl.kernel.pid).parents()[1]
+async def test_p03_the_streams_token_is_in_no_argument_environment_or_file(local: Session) -> None:
+    supervisor = psutil.Process(local.kernel.pid).parents()[1]
     said = " ".join([*supervisor.cmdline(), *supervisor.environ().values()])
     assert not [word for word in said.split() if len(word) == 64 and not set(word) - set("0123456789abcdef")]
-    run = Path(psutil.Process(repl.kernel.pid).cwd()).parents[1]
+    run = Path(psutil.Process(local.kernel.pid).cwd()).parents[1]
     assert run.stat().st_mode & 0o777 == 0o700
     for path in run.rglob("*"):
         assert not path.is_file() or b"token" not in path.read_bytes()
 
 
-async def test_p04_the_ask_socket_takes_nothing_without_its_token(repl: Session) -> None:
-    (path,) = [path for path in (Path(psutil.Process(repl.kernel.pid).cwd()).parents[1] / "s").iterdir() if is_kernels(path)]
-    cell = asyncio.ensure_future(repl.run("import time; time.sleep(2); print(llm_query('mine'))"))
+async def test_p04_the_ask_socket_takes_nothing_without_its_token(local: Session) -> None:
+    (path,) = [path for path in (Path(psutil.Process(local.kernel.pid).cwd()).parents[1] / "s").iterdir() if is_kernels(path)]
+    cell = asyncio.ensure_future(local.run("import time; time.sleep(2); print(llm_query('mine'))"))
     call = {"kind": "call", "call": "0" * 32, "batch": False, "model": None, "sizes": [3]}
     hello: list[Header] = [{"kind": "hello", "token": "0" * 64}, {"kind": "hello"}, {"kind": "hello", "token": 5}, call]
     for first in hello:
@@ -124,14 +138,14 @@ async def test_p04_the_ask_socket_takes_nothing_without_its_token(repl: Session)
             assert await within(8, reader.read()) == b""
         writer.close()
     assert (await cell).out == "MINE\n"
-    assert [request.prompts for request in repl.requests] == [("mine",)]
+    assert [request.prompts for request in local.requests] == [("mine",)]
 
 
 def is_kernels(path: Path) -> bool:
     return path.name == "k1.ask"
 
 
-async def test_p04_nothing_listens_for_the_network_once_the_supervisor_is_there(repl: Session) -> None:
+async def test_p04_nothing_listens_for_the_network_once_the_supervisor_is_there(local: Session) -> None:
     everyone = [psutil.Process(), *tree(os.getpid())]
     listening = {
         connection.laddr.ip
@@ -142,7 +156,7 @@ async def test_p04_nothing_listens_for_the_network_once_the_supervisor_is_there(
     assert listening == set()
 
 
-async def test_p09_an_interrupt_gives_the_prompt_back_at_every_stage(repl: Session, runs: Path) -> None:
+async def test_p09_an_interrupt_gives_the_prompt_back_at_every_stage(runs: Path, opening: Open, repl: Session) -> None:
     async def cancelled(work: Awaitable[Any], after: float) -> None:
         task = asyncio.ensure_future(work)
         await asyncio.sleep(after)
@@ -155,7 +169,7 @@ async def test_p09_an_interrupt_gives_the_prompt_back_at_every_stage(repl: Sessi
         assert time.monotonic() - began < 5
 
     for after in (0.0, 0.02, 0.1, 0.3):
-        await cancelled(open_local(), after)
+        await cancelled(opening(), after)
         await cancelled(Session(repl.environment).start(), after / 10)
         await cancelled(repl.load("x" * 50_000_000), after / 5)
         await cancelled(repl.run("import time; time.sleep(60)"), after)
@@ -172,11 +186,11 @@ async def test_p09_an_interrupt_gives_the_prompt_back_at_every_stage(repl: Sessi
     assert left(runs) == []
 
 
-async def test_p09_a_supervisor_that_stands_still_is_given_up_at_an_interrupt(repl: Session) -> None:
-    cell = asyncio.ensure_future(repl.run("import time; time.sleep(60)"))
+async def test_p09_a_supervisor_that_stands_still_is_given_up_at_an_interrupt(local: Session) -> None:
+    cell = asyncio.ensure_future(local.run("import time; time.sleep(60)"))
     await asyncio.sleep(0.3)
-    psutil.Process(repl.kernel.pid).parents()[1].suspend()
-    assert not await within(5, repl.kernel.interrupt())
+    psutil.Process(local.kernel.pid).parents()[1].suspend()
+    assert not await within(5, local.kernel.interrupt())
     with pytest.raises(KernelDied):
         await within(1, cell)
 
@@ -193,9 +207,19 @@ async def test_p11_a_kernel_out_of_memory_is_noticed(repl: Session) -> None:
     code = "import resource, os, signal\nresource.setrlimit(resource.RLIMIT_AS, (2**29, 2**29))\nx = bytearray(2**30)"
     assert (await repl.run(code)).result.error.startswith("MemoryError")
     began = time.monotonic()
-    with pytest.raises(KernelDied, match="Out of memory is a common cause"):
+    told = {"local": r"Out of memory is a common cause|has just killed", "docker": r"\(not for want of memory: "}
+    with pytest.raises(KernelDied, match=told[repl.environment.name]):
         await repl.run("os.kill(os.getpid(), signal.SIGKILL)")
     assert time.monotonic() - began < 3
+
+
+async def test_p11_out_of_memory_in_a_container_is_told_for_certain() -> None:
+    box = make_test_box(0, memory="256m")
+    async with session(partial(open_docker, box)) as repl:
+        neighbour = await Session(repl.environment).start()
+        with pytest.raises(KernelDied, match=r"SIGKILL.*\(out of memory: the limit is 256 MiB\)\.\nEvery"):
+            await within(60, repl.run("big = []\nwhile True: big.append(b'x' * 2**20)"))
+        assert await neighbour.out("print('well')") == "well"
 
 
 async def test_p12_nothing_is_left_after_the_end(runs: Path) -> None:
@@ -393,10 +417,10 @@ print(llm_query("still"))
     assert [request.prompts for request in repl.requests] == [("still",)]
 
 
-async def test_p18_a_forged_answer_is_refused_and_leaves_no_descriptor(repl: Session) -> None:
+async def test_p18_a_forged_answer_is_refused_and_leaves_no_descriptor(local: Session) -> None:
     """Neither pipes, devices, folders and files of another size, nor memory that can still be changed, pass for an answer."""
-    supervisor = psutil.Process(repl.kernel.pid).parents()[1]
-    await repl.ok("""
+    supervisor = psutil.Process(local.kernel.pid).parents()[1]
+    await local.ok("""
 import hashlib, os, sys
 
 def _ask(fd, **other):
@@ -413,7 +437,7 @@ fds["good"] = os.open("three", os.O_RDWR | os.O_CREAT)
 os.write(fds["good"], b"abc")
 """)
     before = supervisor.num_fds()
-    answers = await repl.out("""
+    answers = await local.out("""
 for _ in range(20):
     told = {kind: _ask(fd) for kind, fd in fds.items() if kind != "good"}
     told["bad form"] = _ask(fds["good"], form="pickle")
@@ -422,12 +446,12 @@ print(told)
 """)
     assert answers.count("could not be read") == 7
     assert supervisor.num_fds() < before + 20  # those of a spare kernel may have come; one leak would be 20
-    forged = await repl.ok("_ask(fds['good'])")
+    forged = await local.ok("_ask(fds['good'])")
     assert forged.result.final is not None
     with pytest.raises(KernelError, match="digest"):
-        await repl.kernel.value(forged.result.final)
+        await local.kernel.value(forged.result.final)
     digest = "hashlib.sha256(b'abc').hexdigest()"
-    assert await repl.final(f"_ask(fds['good'], digest={digest})") == "abc"
+    assert await local.final(f"_ask(fds['good'], digest={digest})") == "abc"
 
 
 async def test_p19_the_helpers_are_there_in_every_cell(repl: Session) -> None:
@@ -467,11 +491,11 @@ threading.Timer(0.3, go.set).start()
     assert repl.requests == []
 
 
-async def test_p22_two_sessions_never_see_each_others_prompts_or_tokens() -> None:
-    async with session() as one, session() as two:
+async def test_p22_two_sessions_never_see_each_others_prompts_or_tokens(opening: Open) -> None:
+    async with session(opening) as one, session(opening) as two:
         code = "import _rlm_repl; print(_rlm_repl.repl.channel._token, _rlm_repl.repl.channel._address)"
         seen = [*(await one.out(code)).split(), *(await two.out(code)).split()]
-        assert len(set(seen)) == 4
+        assert len(set(seen)) == (4 if one.environment.name == "local" else 3)  # in a box, paths are its own
         many = "import concurrent.futures as f\nwith f.ThreadPoolExecutor(8) as p: print(set(p.map(llm_query, ['{}'] * 200)))"
         left, right = await asyncio.gather(one.out(many.format("left")), two.out(many.format("right")))
         assert (left, right) == ("{'LEFT'}", "{'RIGHT'}")
@@ -531,10 +555,12 @@ asyncio.run(main())
 
 async def test_p27_the_kernel_works_in_a_private_folder(repl: Session) -> None:
     told = json.loads(
-        await repl.out("import json, os, sys; print(json.dumps([os.getcwd(), os.path.expanduser('~'), sys.path]))")
+        await repl.out(
+            "import json, os, sys; here, home = os.getcwd(), os.path.expanduser('~')\n"
+            "print(json.dumps([here, home, sys.path, [os.stat(path).st_mode & 0o777 for path in (here, home)]]))"
+        )
     )
     assert os.path.dirname(told[0]) == os.path.dirname(told[1])
-    assert os.path.basename(os.path.dirname(os.path.dirname(told[0]))).startswith("rlm-")
+    assert os.path.basename(os.path.dirname(os.path.dirname(told[0]))).startswith("rlm")
     assert os.getcwd() not in [path for path in told[2] if path] or os.getcwd() in sys.path
-    for path in told[:2]:
-        assert os.stat(path).st_mode & 0o777 == 0o700
+    assert told[3] == [0o700, 0o700]
