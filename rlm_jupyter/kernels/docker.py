@@ -2,8 +2,8 @@
 
 The container's first process is the supervisor, started from sources that it reads on its standard input. The frames of the
 one protocol go over the client's attached standard input and output, so a box needs no port and no network, and nothing of the
-host is mounted into it: the end of its standard input is its order to end. `ARGUMENTS` is everything that a box is started
-with; the docs repeat it and a test compares it with what the engine says of a running box.
+host is mounted into it: the end of its standard input is its order to end. `Box.arguments` is everything that a box is
+started with; the docs repeat it and a test compares it with what the engine says of a running box.
 """
 
 from __future__ import annotations
