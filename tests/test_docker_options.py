@@ -53,7 +53,7 @@ async def test_more_than_the_folders_hold_is_an_error_of_the_code(marked: Marked
             except KernelStartError as error:
                 refused.append(str(error))
         assert len(refused) >= 2
-        assert all("its files could not be made (No space left on device)" in told for told in refused)
+        assert [told for told in refused if "No space left on device" not in told] == []
         with pytest.raises(KernelError, match=r"did not reach the kernel: it could not be written \(No space left on device\)"):
             await repl.load(b"x" * (40 * MIB))
         await repl.ok("os.unlink('big')")

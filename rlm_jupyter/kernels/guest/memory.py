@@ -24,16 +24,18 @@ class Memory:
             if _count(source) is not None:
                 self._source, self._limit = source, limit
                 break
-        self._last = _count(self._source)
+        self._before = self._last = _count(self._source)
 
     def look(self) -> None:
-        """Forget kills up to now: they were not of a kernel, or have been told."""
-        self._last = _count(self._source)
+        """Forget kills up to the look before this one: they were not of a kernel, or have been told.
+
+        A large process takes a while to end: a kill that is counted by now may be told only after this look.
+        """
+        self._before, self._last = self._last, _count(self._source)
 
     def ran_out(self) -> str:
-        """Say that memory ran out, if it did since the last look; that it did not, where that is certain; else nothing."""
-        before, now = self._last, _count(self._source)
-        self._last = now
+        """Say that memory ran out, if it did lately; that it did not, where that is certain; else nothing."""
+        before, now = self._before, _count(self._source)
         if before is None or now is None:
             return ""
         if not self._boxed:
