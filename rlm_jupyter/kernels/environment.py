@@ -1,7 +1,7 @@
 """Where kernels live: one environment per run or session, one supervisor in it, any number of kernels.
 
-An environment knows its stream and its place and nothing of how either came to be: `local` and
-`docker` give both. It routes the supervisor's messages to the kernels, notices when the supervisor falls silent, and ends everything.
+An environment knows its stream and its place and nothing of how either came to be: `local` and `docker` give both. It routes
+the supervisor's messages to the kernels, notices when the supervisor falls silent, and ends everything.
 """
 
 from __future__ import annotations
