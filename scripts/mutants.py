@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -61,6 +62,7 @@ def passes(folder: Path, tests: list[str], told: bool = False) -> bool:
 def main() -> int:
     chosen = [patch for patch in sorted(PATCHES.glob("*.patch")) if not sys.argv[1:] or patch.stem in sys.argv[1:]]
     processes.adopt_orphans()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started is ended then, too
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
         whole = Path(name) / "whole"
         copy_tree(whole)

@@ -186,13 +186,23 @@ async def test_p09_an_interrupt_gives_the_prompt_back_at_every_stage(runs: Path,
     assert left(runs) == []
 
 
-async def test_p09_a_supervisor_that_stands_still_is_given_up_at_an_interrupt(local: Session) -> None:
-    cell = asyncio.ensure_future(local.run("import time; time.sleep(60)"))
-    await asyncio.sleep(0.3)
-    psutil.Process(local.kernel.pid).parents()[1].suspend()
-    assert not await within(5, local.kernel.interrupt())
-    with pytest.raises(KernelDied):
-        await within(1, cell)
+async def test_p09_a_supervisor_that_stands_still_is_given_up_at_an_interrupt() -> None:
+    async with session(ENVIRONMENTS["docker"]()) as boxed:
+        cell = asyncio.ensure_future(boxed.run("import time; time.sleep(60)"))
+        await asyncio.sleep(0.3)
+        place: Any = boxed.environment._place
+        await asyncio.to_thread(subprocess.run, ["docker", "pause", place.container], check=True, capture_output=True)
+        assert not await within(5, boxed.kernel.interrupt())
+        with pytest.raises(KernelDied):
+            await within(1, cell)
+
+
+async def test_p11_a_stopped_supervisor_is_told(local: Session) -> None:
+    code = "import os, signal, time\nos.kill(PID, signal.SIGSTOP)\ntime.sleep(60)"
+    supervisor = psutil.Process(local.kernel.pid).parents()[1]
+    with pytest.raises(KernelDied, match="was stopped by a signal, so it was killed; every variable is lost"):
+        await within(3, local.run(code.replace("PID", str(supervisor.pid))))
+    assert not local.environment.alive
 
 
 async def test_p10_every_step_of_the_ladder_is_timed_and_told(repl: Session) -> None:

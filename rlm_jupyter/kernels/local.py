@@ -16,7 +16,8 @@ import site
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -120,6 +121,7 @@ class LocalPlace:
         self._child: Child | None = None
         self._log: IO[bytes] = open(os.path.join(folder, "log"), "w+b")  # noqa: SIM115
         self._files = 0
+        self._stands_still = False
 
     def launch(self, settings: dict[str, Any]) -> Child:
         """Start the supervisor and hand it its settings."""
@@ -139,9 +141,16 @@ class LocalPlace:
         with contextlib.suppress(BrokenPipeError):  # it has ended already: `or_exit` tells why
             stdin.write(json.dumps(settings).encode() + b"\n")
             stdin.flush()
+        threading.Thread(target=_watch_stops, args=(self._child.pid, self._stopped), daemon=True).start()
         return self._child
 
+    def _stopped(self) -> None:
+        self._stands_still = True
+        self.kill()
+
     async def lost(self) -> str:
+        if self._stands_still:
+            return "The process that runs the kernels was stopped by a signal, so it was killed; every variable is lost."
         return "The process that runs the kernels is gone, and every variable with it."
 
     async def deliver(self, payload: Payload) -> str:
@@ -178,6 +187,14 @@ class LocalPlace:
                 await child.exit()
         self._log.close()
         await anyio.to_thread.run_sync(_remove, self.folder)
+
+
+def _watch_stops(pid: int, stopped: Callable[[], None]) -> None:
+    """Wait until a child is stopped by a signal, and tell it; its end is for others to tell."""
+    with contextlib.suppress(ChildProcessError, AttributeError):  # macOS has no waitid before Python 3.13
+        what = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        if what is not None and what.si_code == os.CLD_STOPPED:
+            stopped()
 
 
 def _run_folder() -> str:
