@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rlm_jupyter.errors import KernelStartError, SettingsError
 from rlm_jupyter.kernels.client import Client, ClientError, cleaned
-from rlm_jupyter.kernels.inspection import BUILD_LABEL, Found, hardened, look_up, made_container, read_answer
+from rlm_jupyter.kernels.inspection import BUILD_LABEL, Found, clear_away, hardened, look_up, made_container, read_answer
 from rlm_jupyter.kernels.interior import Interior, probe
 from rlm_jupyter.kernels.packages import DATA, Fetch, missing, pack, wanted, work_folder
 
@@ -106,6 +106,7 @@ def prepare(client: Client, image: str | None, told: Callable[[str], None]) -> I
     reference = _reference(found, needs)
     derived = look_up(client, reference)
     if derived is None or not derived.python:
+        clear_away(client)
         _make(client, base, found, needs, reference, told)
         _tidy(client, reference.partition(":")[2])
         derived = look_up(client, reference)

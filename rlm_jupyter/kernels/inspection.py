@@ -79,6 +79,12 @@ def made_container(client: Client, *arguments: str) -> Iterator[str]:
         _remove(own, name)
 
 
+def clear_away(client: Client) -> None:
+    """Remove containers that a process which was killed had created and never started."""
+    with contextlib.suppress(ClientError):
+        client.run("container", "prune", "--force", f"--filter=label={BUILD_LABEL}", "--filter=until=10m")
+
+
 def _remove(client: Client, name: str) -> None:
     """Remove a container if it is still there."""
     until = time.monotonic() + _REMOVE_SECONDS
