@@ -101,13 +101,18 @@ for _ in range({depth}):
     try:
         if not os.fork(): os.setsid()
     except OSError: pass
-while True:
+until = time.monotonic() + 60
+while time.monotonic() < until or os.getpid() == main:
     try:
         if os.fork() and os.getpid() != main: os._exit(0)
     except OSError: pass
     if os.getpid() == main: time.sleep(600)
+os._exit(0)
 """
-"""Processes of a name that double a few times, each leaving its group, and then run from one process id to the next."""
+"""Processes of a name that double a few times, each leaving its group, and then run from one process id to the next.
+
+They end after a minute by themselves, should a test be broken off: the machine is the user's.
+"""
 
 LEFT = """
 import pathlib, time
