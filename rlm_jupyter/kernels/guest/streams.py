@@ -5,11 +5,15 @@ Both are descriptors that do not block, so the supervisor reads and writes them 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import os
 import socket
 
 CONNECT_SECONDS = 10.0
+PIPE_SIZE = 1024 * 1024
+_SET_PIPE_SIZE = 1031
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,4 +41,6 @@ class HostStream:
         os.close(null)
         for fd in (reader, writer):
             os.set_blocking(fd, False)
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(fd, _SET_PIPE_SIZE, PIPE_SIZE)
         return cls(reader, writer)
