@@ -76,6 +76,16 @@ def modal_plane() -> Iterator[LocalModal]:
         yield plane
 
 
+@pytest.fixture(scope="module")
+def modal_variables(modal_plane: LocalModal) -> Iterator[LocalModal]:
+    """Point the SDK at the control plane for a module's time, for a sandbox that several tests share."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in modal_plane.environment.items():
+            if name.startswith("MODAL_"):
+                patch.setenv(name, value)
+        yield modal_plane
+
+
 @pytest.fixture
 def local_modal(modal_plane: LocalModal, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalModal]:
     """Give the control plane with the SDK pointed at it; afterwards its faults are mended and the test's sandboxes ended."""

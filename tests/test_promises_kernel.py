@@ -36,7 +36,7 @@ CANARY = "canary-4711-of-the-host"
 @pytest.fixture(params=["local-forked", "docker"])
 def opening(request: pytest.FixtureRequest) -> Open:
     """What opens an environment, for what must hold in each; `conformance` has the tests that a shared one is enough for."""
-    return ENVIRONMENTS[request.param]()
+    return ENVIRONMENTS[request.param](request)
 
 
 @pytest.fixture

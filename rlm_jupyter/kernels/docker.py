@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import re
 import secrets
 import socket
 import subprocess
 import tempfile
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import anyio
@@ -27,6 +25,7 @@ from rlm_jupyter.kernels.child import Child
 from rlm_jupyter.kernels.client import NO_PROXIES, Client, ClientError, Engine, cleaned, explain
 from rlm_jupyter.kernels.environment import START_SECONDS, Environment, guest_caps
 from rlm_jupyter.kernels.guest import wire
+from rlm_jupyter.kernels.handover import handover, program
 from rlm_jupyter.kernels.images import Image
 from rlm_jupyter.kernels.transports import FramedStream, open_stream
 from rlm_jupyter.settings import MIB, RunSettings, did_you_mean, size_text
@@ -56,8 +55,6 @@ SCRATCH = 512 * MIB
 PROCESSORS = 2
 PROCESSES = 1024
 """Processes and threads: a kernel alone has eleven."""
-
-_GUEST = Path(__file__).parent / "guest"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -116,7 +113,7 @@ class Box:
             "--stop-signal=SIGKILL", "--no-healthcheck", *limits, *gpus,
             "--workdir=/tmp", f"--entrypoint={self.image.interpreter}",
             "--env=LANG=C.UTF-8", "--env=USER=rlm", "--env=LOGNAME=rlm", f"--env=HOME={FOLDER}", *NO_PROXIES,
-            self.image.reference, "-P", "-c", (_GUEST / "boot.py").read_text(encoding="utf-8"),
+            self.image.reference, "-P", "-c", program(),
         ]  # fmt: skip
 
 
@@ -246,8 +243,7 @@ class DockerPlace:
             "lease": LEASE_SECONDS,
         }  # fmt: skip
         self._stream = stream = await open_stream(self._socket, environment.receive, environment.closed)
-        sources = json.dumps(_sources()).encode()
-        stream.write(f"{len(sources):016x}".encode() + sources + json.dumps(settings).encode() + b"\n")
+        stream.write(handover(settings))
         await environment.connect(stream)
 
     async def refusal(self) -> str:
@@ -333,9 +329,3 @@ def _ending(status: int | None, said: str, box: Box) -> str:
     if logged := re.search(r'\bmsg="([^"]+)"', last):
         last = logged[1]
     return f"is gone, or its engine is ({name}: {last})" if last else "is gone"
-
-
-def _sources() -> dict[str, str]:
-    """Give the guest's modules by the names under which `boot` imports them."""
-    sources = {f"rlm_guest.{path.stem}": path.read_text(encoding="utf-8") for path in sorted(_GUEST.glob("[a-z]*.py"))}
-    return {"rlm_guest": (_GUEST / "__init__.py").read_text(encoding="utf-8"), **sources}

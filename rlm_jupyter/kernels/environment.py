@@ -69,12 +69,20 @@ class Environment:
         `local`, ...
     isolation
         What separates the code from the user's machine, told truthfully.
+
+    Parameters
+    ----------
+    place
+        Where the supervisor runs.
+    silence
+        Seconds without a sign of life after which the supervisor is taken for dead.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, silence: float = SILENCE_SECONDS) -> None:
         self.name = place.name
         self.isolation = place.isolation
         self._place = place
+        self._silence = silence
         self._stream: FramedStream | None = None
         self._incoming = Incoming()
         self._kernels: dict[int, Kernel] = {}
@@ -201,7 +209,7 @@ class Environment:
 
     def _listen_for_silence(self) -> None:
         loop = asyncio.get_running_loop()
-        left = self._heard + SILENCE_SECONDS - loop.time()
+        left = self._heard + self._silence - loop.time()
         if left <= 0 and self._overdue:
             self.kill(KernelDied("The process that runs the kernels fell silent and was killed; every variable is lost."))
         elif self._ended is None:

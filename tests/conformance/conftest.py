@@ -17,7 +17,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="module", params=list(ENVIRONMENTS))
 async def environment(request: pytest.FixtureRequest, anyio_backend: str) -> AsyncIterator[Environment]:
-    opened = await ENVIRONMENTS[request.param]()()
+    opened = await ENVIRONMENTS[request.param](request)()
     try:
         yield opened
     finally:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import pytest
+
 from rlm_jupyter.contexts import Payload, prepare
 from rlm_jupyter.kernels import client, images
 from rlm_jupyter.kernels.docker import Box, make_box, open_docker
@@ -15,6 +17,7 @@ from rlm_jupyter.kernels.environment import Environment
 from rlm_jupyter.kernels.kernel import CellResult, Kernel, Output
 from rlm_jupyter.kernels.local import open_local
 from rlm_jupyter.kernels.messages import CallOutcome, CallRequest
+from rlm_jupyter.kernels.modal import ModalPlace, open_modal
 from rlm_jupyter.settings import MIB, RunSettings
 from rlm_jupyter.values import decode
 from tests.conftest import PARTS, need
@@ -23,17 +26,22 @@ from tests.engine import base_image
 Open = Callable[[], Awaitable[Environment]]
 
 
-def _local_forked() -> Open:
+def _local_forked(request: pytest.FixtureRequest) -> Open:
     return open_local
 
 
-def _local_cold() -> Open:
+def _local_cold(request: pytest.FixtureRequest) -> Open:
     return partial(open_local, how="cold")
 
 
-def _docker() -> Open:
+def _docker(request: pytest.FixtureRequest) -> Open:
     need("docker", PARTS["docker"]())
     return partial(open_docker, make_test_box())
+
+
+def _modal_exec(request: pytest.FixtureRequest) -> Open:
+    request.getfixturevalue("modal_variables")
+    return partial(open_modal, ModalPlace(timeout=3600))
 
 
 def make_test_box(context: int = 300 * MIB, image: str = "", **settings: Any) -> Box:
@@ -44,8 +52,13 @@ def make_test_box(context: int = 300 * MIB, image: str = "", **settings: Any) ->
     return make_box(asked, found, client.check_engine(found, client.PATIENT_SECONDS), ready, context)
 
 
-ENVIRONMENTS: dict[str, Callable[[], Open]] = {"local-forked": _local_forked, "local-cold": _local_cold, "docker": _docker}
-"""What opens each environment, by name. A new one is added here and nowhere else in this folder."""
+ENVIRONMENTS: dict[str, Callable[[pytest.FixtureRequest], Open]] = {
+    "local-forked": _local_forked,
+    "local-cold": _local_cold,
+    "docker": _docker,
+    "modal-exec": _modal_exec,
+}
+"""What opens each environment, by name, with the fixtures that it needs. A new one is added here and nowhere else in this folder."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ MIB = 1024 * 1024
 @pytest.fixture(params=list(ENVIRONMENTS))
 async def own(request: pytest.FixtureRequest) -> AsyncIterator[Session]:
     """A kernel in an environment that the test may ruin."""
-    environment = await ENVIRONMENTS[request.param]()()
+    environment = await ENVIRONMENTS[request.param](request)()
     try:
         yield await Session(environment).start()
     finally:
