@@ -110,7 +110,7 @@ class SandboxPlace:
         self._making: asyncio.Future[modal.Sandbox] | None = None
         self._sandbox: modal.Sandbox | None = None
         self._stream: FramedStream | None = None
-        self._over: asyncio.Future[None] | None = None
+        self._over: asyncio.Future[Any] | None = None
         self._reason: Exception | None = None
         self._log = bytearray()
         self._tasks: list[asyncio.Future[None]] = []
@@ -136,6 +136,7 @@ class SandboxPlace:
     async def _made(self, app: modal.App, image: modal.Image) -> modal.Sandbox:
         arguments = self._place.arguments(app, image)
         command = ("python", "-P", "-c", program("hold"), "keep", PIPE, str(HOLD_SECONDS))
+        making: asyncio.Future[modal.Sandbox]
         making = self._making = asyncio.ensure_future(load().Sandbox.create.aio(*command, **arguments))
         waited = 0.0
         while not (await asyncio.wait({making}, timeout=PROGRESS_SECONDS))[0]:
@@ -153,6 +154,7 @@ class SandboxPlace:
             with anyio.fail_after(MACHINE_SECONDS):
                 process = await self._or_over(self._sandbox.exec.aio(*command, text=False))
             self._tasks.append(asyncio.ensure_future(self._listen(process)))
+
             def closed(reason: Exception | None) -> None:
                 self._reason = reason
                 environment.closed(reason)
@@ -272,11 +274,13 @@ class SandboxPlace:
 
     def _how_it_ended(self) -> str:
         if self.code == 124:
-            return f"The sandbox has reached its time-out of {self._place.timeout:,} s and was ended by Modal; timeout= gives more."
+            return f"The sandbox has reached its time-out of {self._place.timeout:,} s and was ended; timeout= gives more."
         if self.code == 137:
             return "The sandbox was terminated: by Modal, which may take a machine away, or by somebody else with this account."
         if isinstance(self._reason, Silence):
-            return f"The connection to the sandbox is lost: {self._reason}. It was given up, and ends within {self._lease:.0f} s."
+            return (
+                f"The connection to the sandbox is lost: {self._reason}. It was given up, and ends within {self._lease:.0f} s."
+            )
         lines = cleaned(bytes(self._log).decode("utf-8", "replace")).splitlines()
         last = f" ({lines[-1][:300]})" if lines else ""
         return f"The process that runs the kernels is gone{last}, and the sandbox with it."
@@ -303,9 +307,7 @@ class SandboxPlace:
                     self._sandbox = await asyncio.shield(self._making)
         self.kill()
         with anyio.move_on_after(END_SECONDS):
-            for step in (self._ending, self._over):
-                if step is not None:
-                    await asyncio.wait({step})
+            await asyncio.gather(*(step for step in (self._ending, self._over) if step is not None), return_exceptions=True)
         if self._stream is not None:
             self._stream.close()
         for task in (self._making, self._ending, self._over, *self._tasks):
@@ -313,7 +315,7 @@ class SandboxPlace:
                 task.cancel()
         if self._sandbox is not None:
             with contextlib.suppress(Exception), anyio.move_on_after(END_SECONDS):
-                await self._sandbox.detach.aio()
+                await self._sandbox.detach.aio()  # type: ignore[no-untyped-call]
 
 
 __all__ = ["ModalPlace", "SandboxPlace", "modal_image", "open_modal"]

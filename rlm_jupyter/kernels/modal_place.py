@@ -140,7 +140,8 @@ class ModalPlace:
                 isinstance(part, whole) and not isinstance(part, bool) and part > 0 for part in parts
             ):
                 raise SettingsError(f"{option}={value!r}: type {kind}, or two of them as (request, limit)")
-        known = (str, sys.modules["modal"].Image) if "modal" in sys.modules else (str,)
+        package = sys.modules.get("modal")  # where it is not imported, nobody can have an image of its
+        known = (str,) if package is None else (str, package.Image)
         if self.image is not None and not isinstance(self.image, known):
             raise SettingsError(f"image: give a modal.Image or a name in a registry, not a {type(self.image).__name__}")
         if self.gpu is not None and not (isinstance(self.gpu, str) and self.gpu):
@@ -184,10 +185,9 @@ class ModalPlace:
 
     def layered(self) -> modal.Image:
         """Give the image with what the kernel needs; what a user's own image has of that stays as it is."""
-        modal = load()
         if self.image is None:
             return modal_image()
-        base: modal.Image = modal.Image.from_registry(self.image) if isinstance(self.image, str) else self.image
+        base: modal.Image = load().Image.from_registry(self.image) if isinstance(self.image, str) else self.image
         return base.pip_install(*(f"{name}>={LEAST[name]}" if name in LEAST else name for name in wanted()))
 
 
@@ -198,7 +198,8 @@ def modal_image() -> modal.Image:
     dill, pyarrow, and what the kernel needs: of what crosses between the two, the versions that this machine has.
     """
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return load().Image.debian_slim(python_version=python).pip_install(*wanted().values(), *USUAL)
+    image: modal.Image = load().Image.debian_slim(python_version=python).pip_install(*wanted().values(), *USUAL)
+    return image
 
 
 def load() -> Any:

@@ -58,7 +58,7 @@ ENVIRONMENTS: dict[str, Callable[[pytest.FixtureRequest], Open]] = {
     "docker": _docker,
     "modal-exec": _modal_exec,
 }
-"""What opens each environment, by name, with the fixtures that it needs. A new one is added here and nowhere else in this folder."""
+"""What opens each environment, by name, with the fixtures it needs. A new one is added here and nowhere else in this folder."""
 
 
 @dataclass(frozen=True)
