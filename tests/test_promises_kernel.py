@@ -186,8 +186,8 @@ async def test_p09_an_interrupt_gives_the_prompt_back_at_every_stage(runs: Path,
     assert left(runs) == []
 
 
-async def test_p09_a_supervisor_that_stands_still_is_given_up_at_an_interrupt() -> None:
-    async with session(ENVIRONMENTS["docker"]()) as boxed:
+async def test_p09_a_supervisor_that_stands_still_is_given_up_at_an_interrupt(request: pytest.FixtureRequest) -> None:
+    async with session(ENVIRONMENTS["docker"](request)) as boxed:
         cell = asyncio.ensure_future(boxed.run("import time; time.sleep(60)"))
         await asyncio.sleep(0.3)
         place: Any = boxed.environment._place
