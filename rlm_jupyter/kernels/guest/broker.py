@@ -1,0 +1,278 @@
+"""The broker of a sandbox: code in a kernel asks at `/enqueue` and waits, the host pulls the calls and brings the replies.
+
+Two doors, each with threads of its own:
+
+- on loopback, behind a kernel's token: `POST /enqueue`, one message of `frames` (a call as the supervisor's socket takes it,
+  and its cell), answered with one message when the host has answered, or with `refused` and a reason;
+- on the public port, behind the host's token: `GET /pending?after=N` (endless lines; with `wait=S` those that there are, or
+  come within S seconds), `POST /respond?after=N` (replies, none at all to show that the host lives), `GET /health`.
+
+No request without its token has any effect, not even that its body is read. Cells, contexts and values never come here.
+
+Started with one JSON line on standard input: `token host port lease caps{message batch prompt}`, and `heartbeat` if that is
+not 10 seconds. It writes one line, `port enqueue session`, or `error`; from then on each line it reads, `kind: "kernel"`
+(`kernel token`) or `kind: "gone"` (`kernel`), is written back when it holds. It ends with its standard input. Flask and
+waitress are needed in the sandbox only, never on the host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import itertools
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from flask import Flask, Response, abort, request
+
+from . import processes, wire
+from .book import WAITING_CAP, Book, Refused
+from .doors import CHANNEL, Channel, Door
+from .frames import HEADER_CAP, FrameError, Parser, pack
+from .lines import HELD_MESSAGES, SESSION, TOKEN, Asked, GivenUp, call_lines, dropped_line, hello_line, read_reply
+
+HEARTBEAT_SECONDS = 10.0
+WAIT_CAP = 60.0
+PUBLIC_THREADS = 16
+PUBLIC_CONNECTIONS = 512
+_JOINED = 256 * 1024
+
+
+@dataclass(slots=True)
+class Kernels:
+    """Which token is whose."""
+
+    tokens: dict[int, bytes] = field(default_factory=dict)
+
+    def of(self, token: str) -> int | None:
+        """Give the kernel with this token. Every token is compared, each in constant time."""
+        given = token.encode("utf-8", "replace")
+        return next(iter([number for number, known in list(self.tokens.items()) if hmac.compare_digest(given, known)]), None)
+
+
+def guarded(allowed: Callable[[str], bool], session: str) -> Flask:
+    """Make an application that answers nothing without the token, whatever routes it gets."""
+    app = Flask("rlm_broker", static_folder=None)
+
+    @app.before_request
+    def refuse() -> None:
+        if not allowed(request.headers.get(TOKEN, "")):
+            abort(401)
+
+    @app.after_request
+    def sign(response: Response) -> Response:
+        if response.status_code != 401:
+            response.headers[SESSION] = session
+        return response
+
+    return app
+
+
+class Broker:
+    """The two doors and what they share.
+
+    Parameters
+    ----------
+    settings
+        The line that it was started with.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.book = Book(settings["lease"])
+        self.kernels = Kernels()
+        self._token = settings["token"].encode()
+        self._caps = settings["caps"]
+        self._heartbeat = settings.get("heartbeat", HEARTBEAT_SECONDS)
+        self._largest = self._caps["message"] + HEADER_CAP
+        self.public_app, self.local_app = self._public(), self._local()
+        self.public = Door(
+            self.public_app,
+            (settings["host"], settings["port"]),
+            self.is_host,
+            threads=PUBLIC_THREADS,
+            connections=PUBLIC_CONNECTIONS,
+            largest=self._largest,
+            cap=HELD_MESSAGES * self._largest,
+        )
+        self.local = Door(
+            self.local_app,
+            ("127.0.0.1", 0),
+            lambda token: self.kernels.of(token) is not None,
+            threads=WAITING_CAP + 16,
+            connections=2 * WAITING_CAP,
+            largest=self._largest,
+            cap=HELD_MESSAGES * self._largest,
+        )
+
+    def start(self) -> None:
+        for door in (self.public, self.local):
+            threading.Thread(target=door.run, daemon=True).start()
+
+    def is_host(self, token: str) -> bool:
+        return hmac.compare_digest(token.encode("utf-8", "replace"), self._token)
+
+    def control(self, order: dict[str, Any]) -> None:
+        """Let a kernel in, or out."""
+        number = order["kernel"]
+        if order["kind"] == "kernel":
+            self.kernels.tokens[number] = order["token"].encode()
+        else:
+            self.kernels.tokens.pop(number, None)
+            self.book.forget(number)
+
+    # The kernels' door
+
+    def _local(self) -> Flask:
+        app = guarded(lambda token: self.kernels.of(token) is not None, self.book.session)
+
+        @app.post("/enqueue")
+        def enqueue() -> Response:
+            kernel = self.kernels.of(request.headers[TOKEN])
+            channel = _channel()
+            try:
+                call = self._read_call(kernel, request.get_data(cache=False))
+                if channel is not None:
+                    channel.gone = lambda: self.book.leave(call.kernel, call.call, channel)
+                reply = self.book.ask(call, channel or object(), lambda: channel is not None and not channel.connected)
+            except (FrameError, wire.WireError, Refused) as error:
+                return _message({"refused": str(error)}, b"")
+            return _message({"sizes": reply.sizes, "errors": reply.errors}, reply.data)
+
+        return app
+
+    def _read_call(self, kernel: int | None, data: bytes) -> wire.Call:
+        messages = list(Parser(self._largest).feed(data))
+        if len(messages) != 1:
+            raise FrameError("a request that is not one message")
+        header, body = messages[0]
+        call = wire.decode({**header, "kernel": kernel}, body, wire.CALL)
+        assert isinstance(call, wire.Call)
+        if len(call.sizes) > self._caps["batch"]:
+            raise Refused(f"a batch of {len(call.sizes):,} prompts; at most {self._caps['batch']:,}")
+        if any(size > self._caps["prompt"] for size in call.sizes):
+            raise Refused(f"a prompt above {self._caps['prompt']:,} bytes")
+        if len(body) > self._caps["message"]:
+            raise Refused(f"a batch of {len(body):,} bytes; at most {self._caps['message']:,}: use several batches")
+        return call
+
+    # The host's door
+
+    def _public(self) -> Flask:
+        app = guarded(self.is_host, self.book.session)
+
+        @app.get("/pending")
+        def pending() -> Response:
+            after, wait = self._read_up_to(), request.args.get("wait", type=float)
+            if request.args.get("session", self.book.session) != self.book.session:
+                abort(409)
+            channel = _channel()
+            reader = self.book.open(channel.cut if channel is not None else lambda: None)
+            if channel is not None:
+                channel.gone = lambda: self.book.shut(reader)
+            lines = self._lines(reader, after, wait)
+            return Response(b"".join(lines) if wait is not None else lines, mimetype="application/x-ndjson")
+
+        @app.post("/respond")
+        def respond() -> Response:
+            self._read_up_to()
+            try:
+                parser = Parser(self._largest)
+                replies = list(itertools.starmap(read_reply, parser.feed(request.get_data(cache=False))))
+            except (FrameError, wire.WireError) as error:
+                abort(400, str(error))
+            if parser.held:
+                abort(400, "half a reply")
+            results = [self.book.answer(reply, digest) for reply, digest in replies]
+            return Response(json.dumps({"results": results}), mimetype="application/json")
+
+        @app.get("/health")
+        def health() -> Response:
+            self.book.heard()
+            told = {"session": self.book.session, "waiting": self.book.waiting}
+            return Response(json.dumps(told), mimetype="application/json")
+
+        return app
+
+    def _read_up_to(self) -> int:
+        after = request.args.get("after", 0, type=int)
+        if not self.book.heard(after):
+            abort(409)
+        return after
+
+    def _lines(self, reader: int, after: int, wait: float | None) -> Iterator[bytes]:
+        """Write what the host has not read: for ever, or what is there within `wait` seconds."""
+        try:
+            yield hello_line(self.book.session)
+            while True:
+                seconds = self._heartbeat if wait is None else min(max(wait, 0.0), WAIT_CAP)
+                events = self.book.read(reader, seconds)
+                if events is None:
+                    return
+                yield from _joined(events)
+                if wait is not None:
+                    return
+                if not events:
+                    yield b"\n"
+        finally:
+            self.book.shut(reader)
+
+
+def _joined(events: list[Asked | GivenUp]) -> Iterator[bytes]:
+    """Write events, small ones together."""
+    chunk = bytearray()
+    for event in events:
+        if isinstance(event, GivenUp):
+            chunk += dropped_line(event.number, event.dropped)
+            continue
+        for line in call_lines(event.number, event.call, event.digest):
+            chunk += line
+            if len(chunk) >= _JOINED:
+                yield bytes(chunk)
+                chunk.clear()
+    if chunk:
+        yield bytes(chunk)
+
+
+def _channel() -> Channel | None:
+    channel: Channel | None = request.environ.get(CHANNEL)
+    return channel
+
+
+def _message(header: dict[str, Any], body: bytes) -> Response:
+    return Response(b"".join(pack(header, body)), mimetype="application/octet-stream")
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if processes.LINUX:
+        processes.hide()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard if 0 < hard < 65536 else 65536, hard))
+    logging.getLogger("waitress").addHandler(logging.NullHandler())
+    logging.getLogger("waitress").propagate = False
+    lines = os.fdopen(0, "rb", buffering=0)
+    try:
+        broker = Broker(json.loads(lines.readline()))
+    except OSError as error:
+        _write({"error": f"the broker's port cannot be had ({error.strerror})"})
+        sys.exit(1)
+    broker.start()
+    _write({"port": broker.public.port, "enqueue": broker.local.port, "session": broker.book.session})
+    for line in iter(lines.readline, b""):
+        order = json.loads(line)
+        broker.control(order)
+        _write({"kind": order["kind"], "kernel": order["kernel"]})
+
+
+def _write(fields: dict[str, Any]) -> None:
+    os.write(1, json.dumps(fields).encode("ascii") + b"\n")

@@ -1,0 +1,198 @@
+"""The broker's listeners: waitress, which reads no byte of a request's body before the request has shown its token.
+
+Each door has threads of its own, as many as are busy and no more than it may have, so that callers who block in one never
+keep a reply out of the other. What all requests of a door hold together is bounded by what they announce; bodies without a
+length are refused. Whoever connects and shows no token soon is cut off. An application is told when its client hangs up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from waitress.adjustments import Adjustments
+from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser
+from waitress.server import TcpWSGIServer
+from waitress.task import ThreadedTaskDispatcher, WSGITask
+from waitress.utilities import Error
+
+from .frames import MIB
+from .lines import TOKEN
+
+CHANNEL = "rlm.channel"
+"""Where an application finds its `Channel` in the WSGI environment."""
+STRANGER_SECONDS = 10.0
+IDLE_SECONDS = 120
+_TOKEN_KEY = TOKEN.upper().replace("-", "_")
+
+
+class _Refusal(Error):  # type: ignore[misc]
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__("")
+        self.code, self.reason = code, reason
+
+
+class _Request(HTTPRequestParser):  # type: ignore[misc]
+    """A request that ends with its head where it may not go on."""
+
+    error: Error | None
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(channel.adj)
+        self._channel = channel
+        self._checked = False
+
+    def received(self, data: bytes) -> int:
+        consumed: int = super().received(data)
+        if self.headers_finished and not self._checked:
+            self._checked = True
+            if self.error is None and not self.empty:
+                self.error = self._refusal()
+            if self.error is not None:
+                self.completed, self.expect_continue = True, False
+        return consumed
+
+    def _refusal(self) -> Error | None:
+        if not self._channel.server.allowed(self.headers.get(_TOKEN_KEY, "")):
+            return _Refusal(401, "Unauthorized")
+        self._channel.known = True
+        if self.chunked:
+            return _Refusal(411, "Length Required")
+        if not self._channel.hold(self.content_length):
+            return _Refusal(503, "Service Unavailable")
+        return None
+
+
+class _Work(WSGITask):  # type: ignore[misc]
+    def get_environment(self) -> dict[str, Any]:
+        environ: dict[str, Any] = super().get_environment()
+        environ[CHANNEL] = self.channel
+        return environ
+
+
+class Channel(HTTPChannel):  # type: ignore[misc]
+    """One connection. `gone` is called, from the door's own thread, when the client has hung up."""
+
+    task_class = _Work
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.known = False
+        self.gone: Callable[[], None] = lambda: None
+        self._held = 0
+        super().__init__(*args, **options)
+        self.parser_class = lambda adj: _Request(self)
+
+    def hold(self, size: int) -> bool:
+        """Count what a request announces; whether there is room for it."""
+        with self.server.counting:
+            if self.server.held + size > self.server.cap:
+                return False
+            self._held += size
+            self.server.held += size
+            return True
+
+    def service(self) -> None:
+        super().service()
+        self.gone = lambda: None
+        with self.requests_lock:
+            if not self.requests and self.request is None:
+                self._release()
+
+    def cut(self) -> None:
+        """End the connection at once, also one that takes no more bytes. From any thread."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.server.pull_trigger()
+
+    def handle_close(self) -> None:
+        super().handle_close()
+        self._release()
+        self.gone()
+
+    def _release(self) -> None:
+        with self.server.counting:
+            self.server.held -= self._held
+            self._held = 0
+
+
+class _Pool(ThreadedTaskDispatcher):  # type: ignore[misc]
+    """Threads, started when they are needed."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def add_task(self, task: Any) -> None:
+        super().add_task(task)
+        with self.lock:
+            count = len(self.threads)
+            wanted = min(self._most, self.active_count + len(self.queue))
+        if wanted > count:
+            self.set_thread_count(wanted)
+
+
+class Door(TcpWSGIServer):  # type: ignore[misc]
+    """A listener.
+
+    Parameters
+    ----------
+    app
+        The WSGI application behind it.
+    allowed
+        Tells whether a token opens this door.
+    threads
+        How many requests are served at once.
+    connections
+        How many connections are open at once.
+    cap
+        How many bytes the requests under way may hold together; `largest` is the cap of one.
+    """
+
+    channel_class = Channel
+
+    def __init__(
+        self,
+        app: Any,
+        address: tuple[str, int],
+        allowed: Callable[[str], bool],
+        *,
+        threads: int,
+        connections: int,
+        largest: int,
+        cap: int,
+    ) -> None:
+        self.allowed, self.cap, self.held, self.counting = allowed, cap, 0, threading.Lock()
+        settings = Adjustments(
+            host=address[0],
+            port=address[1],
+            threads=threads,
+            connection_limit=connections,
+            channel_timeout=IDLE_SECONDS,
+            cleanup_interval=5,
+            asyncore_loop_timeout=5,
+            asyncore_use_poll=True,
+            channel_request_lookahead=1,  # else nobody notices that a caller hangs up
+            max_request_header_size=16 * 1024,
+            max_request_body_size=largest + 1,
+            inbuf_overflow=MIB,
+            outbuf_overflow=32 * MIB,
+            outbuf_high_watermark=4 * MIB,
+            recv_bytes=256 * 1024,
+            ident="",
+            log_socket_errors=False,
+        )
+        super().__init__(app, map={}, dispatcher=_Pool(threads), adj=settings, sockinfo=settings.listen[0])
+
+    @property
+    def port(self) -> int:
+        return int(self.effective_port)
+
+    def maintenance(self, now: float) -> None:
+        super().maintenance(now)
+        for channel in list(self.active_channels.values()):
+            if not channel.known and channel.creation_time < now - STRANGER_SECONDS:
+                channel.cut()
