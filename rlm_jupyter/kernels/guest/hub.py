@@ -207,7 +207,7 @@ class Hub:
             except OSError as error:
                 self.send(wire.StartFailed(order.kernel, f"its files could not be made ({error.strerror})"))
                 return
-        elif not kernel.ready:
+        elif not kernel.ready and kernel.how == "spare":
             kernel.how = "forked"
         self._kernels[order.kernel] = kernel
         kernel.give(order.kernel)
