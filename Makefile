@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test check docs bench mutants soak system-deps engine clean
+.PHONY: help demo lab test test-matrix check docs bench mutants soak system-deps engine clean
 # A question may hold dollars: take it as it was typed, and expand nothing in it.
 override Q := $(value Q)
 export Q
@@ -23,7 +23,10 @@ test: $(VENV)/.dev  ## all tests; as root on Debian it installs the system parts
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  $(MAKE) --no-print-directory system-deps && \
 	  { $(MAKE) --no-print-directory engine || echo "no engine could be had: the tests that need one fail" >&2; }; fi
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not matrix" $(PYTEST)
+
+test-matrix: $(VENV)/.dev  ## the tests of what no setting chooses yet: kernels at Modal, on a local control plane
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m matrix $(PYTEST)
 
 check: $(VENV)/.dev  ## ruff and mypy --strict
 	$(BIN)/ruff format --check .

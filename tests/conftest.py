@@ -107,6 +107,7 @@ def own_traces(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "matrix: `make test-matrix` has it, `make test` does not")
     config.addinivalue_line("markers", "needs(part): the test needs a system part: " + ", ".join(PARTS))
 
 

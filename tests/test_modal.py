@@ -29,7 +29,7 @@ from tests.conformance.driving import Session
 from tests.conformance.test_ends import started
 from tests.modal_local.plane import LocalModal
 
-pytestmark = [pytest.mark.anyio, pytest.mark.needs("bwrap")]
+pytestmark = [pytest.mark.anyio, pytest.mark.matrix, pytest.mark.needs("bwrap")]
 
 MEGABYTE = 1 << 20
 WAIT = 60

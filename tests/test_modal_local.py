@@ -21,7 +21,7 @@ import requests
 
 from tests.modal_local.plane import LocalModal
 
-pytestmark = pytest.mark.needs("bwrap")
+pytestmark = [pytest.mark.matrix, pytest.mark.needs("bwrap")]
 MEGABYTE = 1 << 20
 WAIT = 60
 SERVE = "import http.server as h, sys; h.ThreadingHTTPServer((sys.argv[1], 8080), h.SimpleHTTPRequestHandler).serve_forever()"

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from rlm_jupyter.kernels.environment import Environment
-from tests.conformance.driving import ENVIRONMENTS, Session
+from tests.conformance.driving import ENVIRONMENTS, NAMES, Session
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +15,7 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="module", params=list(ENVIRONMENTS))
+@pytest.fixture(scope="module", params=NAMES)
 async def environment(request: pytest.FixtureRequest, anyio_backend: str) -> AsyncIterator[Environment]:
     opened = await ENVIRONMENTS[request.param](request)()
     try:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from rlm_jupyter.errors import KernelDied
-from tests.conformance.driving import ENVIRONMENTS, Session, alive
+from tests.conformance.driving import ENVIRONMENTS, NAMES, Session, alive
 from tests.conformance.test_ends import started
 
 pytestmark = pytest.mark.anyio
@@ -19,7 +19,7 @@ KEPT = 256 * 1024
 MIB = 1024 * 1024
 
 
-@pytest.fixture(params=list(ENVIRONMENTS))
+@pytest.fixture(params=NAMES)
 async def own(request: pytest.FixtureRequest) -> AsyncIterator[Session]:
     """A kernel in an environment that the test may ruin."""
     environment = await ENVIRONMENTS[request.param](request)()
