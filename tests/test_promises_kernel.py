@@ -532,7 +532,17 @@ except LMError as error:
     assert other.requests == []
 
 
-async def test_p27_nothing_changes_in_the_users_folder_terminal_and_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "opening",
+    [
+        "rlm_jupyter.kernels.local.open_local",
+        pytest.param(
+            "functools.partial(rlm_jupyter.kernels.docker.open_docker, make_test_box())", marks=pytest.mark.needs("docker")
+        ),
+    ],
+    ids=["local", "docker"],
+)
+async def test_p27_nothing_changes_in_the_users_folder_terminal_and_files(tmp_path: Path, opening: str) -> None:
     home, work = tmp_path / "home", tmp_path / "work"
     home.mkdir()
     work.mkdir()
@@ -540,16 +550,17 @@ async def test_p27_nothing_changes_in_the_users_folder_terminal_and_files(tmp_pa
     code = """
 import asyncio, sys
 sys.path.insert(0, ROOT)
-from tests.conformance.driving import session
+import functools, rlm_jupyter.kernels.docker, rlm_jupyter.kernels.local
+from tests.conformance.driving import make_test_box, session
 async def main():
-    async with session() as repl:
+    async with session(OPENING) as repl:
         await repl.ok("import os, sys\\nos.write(1, b'raw one\\\\n'); os.write(2, b'raw two\\\\n')")
         await repl.ok("os.system('echo from a shell; echo to stderr >&2')")
         await repl.ok("open('new.txt', 'w').write('x'); import matplotlib; print('printed', file=sys.__stdout__)")
         await repl.ok("import json; open(os.path.expanduser('~/settings.json'), 'w').write('{}')")
         await repl.run("1/0")
 asyncio.run(main())
-""".replace("ROOT", repr(str(Path(__file__).parents[1])))
+""".replace("ROOT", repr(str(Path(__file__).parents[1]))).replace("OPENING", opening)
     ran = await asyncio.to_thread(
         subprocess.run,
         [sys.executable, "-c", code],
