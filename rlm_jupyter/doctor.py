@@ -185,7 +185,7 @@ def _network() -> Iterator[Finding]:
 def _disk() -> Iterator[Finding]:
     import tempfile
 
-    from rlm_jupyter.trace import trace_folder
+    from rlm_jupyter.trace_file import trace_folder
 
     for name, folder in (("traces", str(trace_folder())), ("kernels", tempfile.gettempdir())):
         try:

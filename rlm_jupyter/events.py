@@ -194,6 +194,40 @@ class CallEnded(Event):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ChildStarted(Event):
+    """A child RLM begins; `node` is the child's own. Its events follow under that node.
+
+    `parent` is the node whose `cell` made the call, `call` that call's id, `batch` the id it shares with the others of one
+    batch, or ''. `question` is what it was asked, its context told as in `RunStarted`.
+    """
+
+    parent: str
+    cell: int
+    call: str
+    batch: str
+    model: str
+    question: str
+    context_type: str
+    context_size: int
+    context_description: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ChildEnded(Event):
+    """A child RLM has ended: as `RunEnded`, with the totals of the child and all below it."""
+
+    status: str
+    limit: str
+    answer: str
+    answer_type: str
+    error: str
+    calls: int
+    usage: Usage
+    cost: float | None
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRetried(Event):
     """One attempt failed and another follows after `wait` seconds. `call` is '' for the root LM."""
 
@@ -234,7 +268,7 @@ _KINDS: dict[str, type[Event]] = {
     cls.__name__: cls
     for cls in (
         RunStarted, KernelStarted, IterationStarted, ReplyPart, ReplyRestarted, ReplyEnded, CellStarted, CellOutput,
-        CellPicture, CellEnded, CallStarted, CallEnded, RequestRetried, Notice, RunEnded,
+        CellPicture, CellEnded, CallStarted, CallEnded, ChildStarted, ChildEnded, RequestRetried, Notice, RunEnded,
     )
 }  # fmt: skip
 

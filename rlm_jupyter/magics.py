@@ -385,7 +385,8 @@ class RLMMagics(Magics):
         print(render([run.trace for run in self.runs.values()]))
 
     def _show_again(self, words: Sequence[str]) -> None:
-        from rlm_jupyter.trace import Trace, trace_folder
+        from rlm_jupyter.trace import Trace
+        from rlm_jupyter.trace_file import trace_folder
         from rlm_jupyter.widgets.view import open_view
 
         if not words:
@@ -407,7 +408,7 @@ class RLMMagics(Magics):
         view.finish()
 
     def _purge(self, words: Sequence[str]) -> None:
-        from rlm_jupyter.trace import purge, trace_folder
+        from rlm_jupyter.trace_file import purge, trace_folder
 
         folder = trace_folder()
         print(f"{purge(folder)} trace files deleted from {folder}")

@@ -36,7 +36,8 @@ from rlm_jupyter.loop import Answer, Node
 from rlm_jupyter.redaction import Redactor
 from rlm_jupyter.result import RLMResult
 from rlm_jupyter.settings import RunSettings
-from rlm_jupyter.trace import FOLDER_CAP, Trace, TraceFile, purge, trace_folder
+from rlm_jupyter.trace import Trace
+from rlm_jupyter.trace_file import FOLDER_CAP, TraceFile, purge, trace_folder
 from rlm_jupyter.values import as_text
 
 TICK = 0.25

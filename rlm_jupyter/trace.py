@@ -1,25 +1,21 @@
 """Events folded into a tree: what the views draw and what `result.trace` is; JSONL out and in.
 
-A trace file lies in a folder that only its owner can read (0700), holds one event per line and stops growing at `FILE_CAP`;
-of the pictures of a run it holds `PICTURES_CAP`. The context is in it by digest and description only; `%rlm purge` deletes the
-folder's traces. The tree is built from the host's own events, never from what a REPL says about itself. A file that is read
-back may have been written by anybody: it is bounded and typed, and its pictures are what a view checks again.
+The root of the tree is the run, with its iterations; in each are the cells that ran, in each cell its sub-calls and the child
+RLMs that it began, which have iterations of their own. It is built from the host's own events, never from what a REPL says
+about itself. The context is in it by digest and description only. A text that is read back may have been written by anybody:
+it is bounded and typed, and its pictures are what a view checks again.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from rlm_jupyter import events
-from rlm_jupyter.events import CellOutput, CellPicture, Event, Usage
+from rlm_jupyter.events import CallEnded, CellOutput, CellPicture, ChildStarted, Event, ReplyEnded, Usage
 
 PICTURES_KEPT = 20
 """The last pictures of a run that are at hand to be shown."""
@@ -30,7 +26,8 @@ LINE_CAP = 12 * 1024 * 1024
 """Bytes of the longest line that is read: a little more than one picture takes."""
 END_CAP = 2 * 1024 * 1024
 """Bytes that a full file may still take for its end."""
-FOLDER_CAP = 1024 * 1024 * 1024
+DEPTH_CAP = 16
+"""Levels of children below the root that a trace can have."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -73,6 +70,7 @@ class Cell:
     status: str = "running"
     outputs: list[Output] = dataclasses.field(default_factory=list)
     calls: list[Call] = dataclasses.field(default_factory=list)
+    children: list[Child] = dataclasses.field(default_factory=list)
     error: str = ""
     omitted: int = 0
     seconds: float = 0.0
@@ -93,6 +91,67 @@ class Iteration:
     cells: list[Cell] = dataclasses.field(default_factory=list)
 
 
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Branch:
+    """One RLM of the tree, the root or a child: what it was asked, its iterations, and how it ended.
+
+    `status` is `running` until the end, then as `RLMResult.status`. `requests`, `usage` and `cost` are of it and all below it.
+    """
+
+    node: str = "0"
+    question: str = ""
+    context_type: str = ""
+    context_size: int = 0
+    context_description: str = ""
+    kernel: str = ""
+    started: float = 0.0
+    seconds: float = 0.0
+    status: str = "running"
+    limit: str = ""
+    answer: str = ""
+    answer_type: str = ""
+    error: str = ""
+    max_iterations: int = 0
+    iterations: list[Iteration] = dataclasses.field(default_factory=list)
+    requests: int = 0
+    usage: Usage = dataclasses.field(default_factory=Usage)
+    cost: float | None = None
+
+    def iteration(self, number: int, at: float) -> Iteration:
+        """Give an iteration by its number, the latest of that number; one that is new where there is none."""
+        for iteration in reversed(self.iterations):
+            if iteration.iteration == number:
+                return iteration
+        self.iterations.append(Iteration(number, at))
+        return self.iterations[-1]
+
+    def count(self, usage: Usage, cost: float | None, attempts: int) -> None:
+        """Add what requests took."""
+        self.usage += usage
+        self.requests += attempts
+        if cost is not None:
+            self.cost = (self.cost or 0.0) + cost
+
+    def end(self, event: events.RunEnded | events.ChildEnded) -> None:
+        """Take the end, and the totals that the host's ledger has."""
+        self.status, self.limit, self.error = event.status, event.limit, event.error
+        self.answer, self.answer_type, self.seconds = event.answer, event.answer_type, event.seconds
+        self.requests, self.usage, self.cost = event.calls, event.usage, event.cost
+        if self.iterations:
+            self.iterations[-1].state = "ended"
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Child(Branch):
+    """A child RLM, begun by a cell of its parent. `depth`: 1 for a child of the root. `batch`: as of `Call`."""
+
+    parent: str
+    call: str
+    batch: str
+    model: str
+    depth: int
+
+
 @dataclasses.dataclass(slots=True)
 class PictureRoom:
     """Room for the pictures of a run. They come first come, first served; one that does not fit is told without its data."""
@@ -109,58 +168,47 @@ class PictureRoom:
         return event
 
 
-@dataclasses.dataclass(slots=True)
-class Trace:
-    """A run as a tree. Feed it events with `add`, in order; read its fields at any time.
-
-    `status` is `running` until the end, then as `RLMResult.status`.
-    """
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Trace(Branch):
+    """A run as a tree. Feed it events with `add`, in order; read its fields at any time."""
 
     run: str = ""
-    question: str = ""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    context_type: str = ""
-    context_size: int = 0
     context_digest: str = ""
-    context_description: str = ""
     isolation: str = ""
-    kernel: str = ""
-    started: float = 0.0
-    seconds: float = 0.0
-    status: str = "running"
-    limit: str = ""
-    answer: str = ""
-    answer_type: str = ""
-    error: str = ""
-    max_iterations: int = 0
-    iterations: list[Iteration] = dataclasses.field(default_factory=list)
     pictures: dict[int, CellPicture] = dataclasses.field(default_factory=dict)
     notices: list[str] = dataclasses.field(default_factory=list)
     retries: int = 0
-    requests: int = 0
-    usage: Usage = dataclasses.field(default_factory=Usage)
-    cost: float | None = None
     events: list[Event] = dataclasses.field(default_factory=list, repr=False)
-    _cells: dict[int, Cell] = dataclasses.field(default_factory=dict, repr=False)
-    _calls: dict[str, Call] = dataclasses.field(default_factory=dict, repr=False)
+    _children: dict[str, Child] = dataclasses.field(default_factory=dict, repr=False)
+    _cells: dict[tuple[str, int], Cell] = dataclasses.field(default_factory=dict, repr=False)
+    _calls: dict[tuple[str, str], Call] = dataclasses.field(default_factory=dict, repr=False)
     _room: PictureRoom = dataclasses.field(default_factory=PictureRoom, repr=False)
     _pictured: int = 0
 
     @property
     def calls(self) -> list[Call]:
-        """Every sub-call, in the order in which they were made."""
+        """Every sub-call of the tree, in the order in which they were made."""
         return list(self._calls.values())
 
+    @property
+    def children(self) -> list[Child]:
+        """Every child RLM of the tree, in the order in which they began."""
+        return list(self._children.values())
+
     def add(self, event: Event) -> None:
-        """Fold one event in. A ValueError where it speaks of a cell or a call that never began."""
+        """Fold one event in. A ValueError where it speaks of a node, a cell or a call that never began."""
         try:
             self._add(event)
         except KeyError as unknown:
-            raise ValueError(f"{type(event).__name__} speaks of {unknown}, which never began") from None
+            key = unknown.args[0]
+            name = key[-1] if isinstance(key, tuple) else key
+            raise ValueError(f"{type(event).__name__} speaks of {name!r:.80}, which never began") from None
 
     def _add(self, event: Event) -> None:
         if not isinstance(event, events.LIVE_ONLY):
             self.events.append(self._room.keep(event))
+        branch = self._branch(event.node) if not isinstance(event, ChildStarted) else self
         match event:
             case events.RunStarted():
                 self.run, self.question, self.settings = event.run, event.question, event.settings
@@ -168,73 +216,85 @@ class Trace:
                 self.context_digest, self.context_description = event.context_digest, event.context_description
                 self.isolation, self.started = event.isolation, event.at
             case events.KernelStarted():
-                self.kernel = event.how
+                branch.kernel = event.how
             case events.IterationStarted():
-                self.max_iterations = event.of
-                self.iterations.append(Iteration(event.iteration, event.at))
+                branch.max_iterations = event.of
+                if branch.iterations:
+                    branch.iterations[-1].state = "ended"
+                branch.iterations.append(Iteration(event.iteration, event.at))
             case events.ReplyPart():
-                self._iteration(event).reply += event.text
+                branch.iteration(event.iteration, event.at).reply += event.text
             case events.ReplyRestarted():
-                self._iteration(event).reply = ""
-            case events.ReplyEnded():
-                turn = self._iteration(event)
+                branch.iteration(event.iteration, event.at).reply = ""
+            case ReplyEnded():
+                turn = branch.iteration(event.iteration, event.at)
                 turn.reply, turn.state, turn.attempts = event.text, "running", event.attempts
                 turn.usage, turn.cost, turn.seconds = event.usage, event.cost, event.seconds
-                self._count(event.usage, event.cost, event.attempts)
+                self._count(branch, event)
             case events.CellStarted():
-                cell = self._cells[event.cell] = Cell(event.cell, event.code, event.at)
-                self._iteration(event).cells.append(cell)
+                cell = self._cells[event.node, event.cell] = Cell(event.cell, event.code, event.at)
+                branch.iteration(event.iteration, event.at).cells.append(cell)
             case events.CellOutput():
-                self._output(self._cells[event.cell], event)
+                self._output(self._cells[event.node, event.cell], event)
             case CellPicture():
-                self._picture(self._cells[event.cell], event)
+                self._picture(self._cells[event.node, event.cell], event)
             case events.CellEnded():
-                cell = self._cells[event.cell]
-                cell.status, cell.error, cell.omitted, cell.seconds = (
-                    event.status,
-                    event.error,
-                    event.omitted,
-                    event.seconds,
-                )
+                cell = self._cells[event.node, event.cell]
+                cell.status, cell.error, cell.omitted = event.status, event.error, event.omitted
+                cell.seconds = event.seconds
             case events.CallStarted():
-                call = self._calls[event.call] = Call(event.call, event.batch, event.model, event.prompt, event.at)
-                self._cells[event.cell].calls.append(call)
-            case events.CallEnded():
-                call = self._calls[event.call]
+                call = Call(event.call, event.batch, event.model, event.prompt, event.at)
+                self._cells[event.node, event.cell].calls.append(call)
+                self._calls[event.node, event.call] = call
+            case CallEnded():
+                call = self._calls[event.node, event.call]
                 call.state, call.reply, call.error = ("failed" if event.error else "ok"), event.reply, event.error
-                call.usage, call.cost, call.attempts, call.seconds = (
-                    event.usage,
-                    event.cost,
-                    event.attempts,
-                    event.seconds,
-                )
-                self._count(event.usage, event.cost, event.attempts)
+                call.usage, call.cost, call.attempts = event.usage, event.cost, event.attempts
+                call.seconds = event.seconds
+                self._count(branch, event)
+            case ChildStarted():
+                self._begin(event)
+            case events.ChildEnded() | events.RunEnded():
+                branch.end(event)
             case events.RequestRetried():
                 self.retries += 1
             case events.Notice():
                 self.notices.append(event.text)
-            case events.RunEnded():
-                self.status, self.limit, self.error = event.status, event.limit, event.error
-                self.answer, self.answer_type, self.seconds = event.answer, event.answer_type, event.seconds
-                self.requests, self.usage, self.cost = event.calls, event.usage, event.cost
-                if self.iterations:
-                    self.iterations[-1].state = "ended"
-        if isinstance(event, events.IterationStarted) and len(self.iterations) > 1:
-            self.iterations[-2].state = "ended"
 
-    def _iteration(self, event: Event) -> Iteration:
-        number: int = event.iteration  # type: ignore[attr-defined]
-        for iteration in reversed(self.iterations):
-            if iteration.iteration == number:
-                return iteration
-        self.iterations.append(Iteration(number, event.at))
-        return self.iterations[-1]
+    def _branch(self, node: str) -> Branch:
+        return self if node == self.node else self._children[node]
 
-    def _count(self, usage: Usage, cost: float | None, attempts: int) -> None:
-        self.usage += usage
-        self.requests += attempts
-        if cost is not None:
-            self.cost = (self.cost or 0.0) + cost
+    def _begin(self, event: ChildStarted) -> None:
+        """Put a child below the cell that began it."""
+        parent = self._branch(event.parent)
+        depth = parent.depth + 1 if isinstance(parent, Child) else 1
+        if depth > DEPTH_CAP:
+            raise ValueError(f"a child {depth} levels below the root; a trace has {DEPTH_CAP} at most")
+        if event.node == self.node or event.node in self._children:
+            raise ValueError(f"the child {event.node!r:.80} began twice")
+        cell = self._cells[event.parent, event.cell]
+        child = Child(
+            node=event.node,
+            parent=event.parent,
+            call=event.call,
+            batch=event.batch,
+            model=event.model,
+            depth=depth,
+            question=event.question,
+            context_type=event.context_type,
+            context_size=event.context_size,
+            context_description=event.context_description,
+            started=event.at,
+        )
+        self._children[event.node] = child
+        cell.children.append(child)
+
+    def _count(self, branch: Branch, event: ReplyEnded | CallEnded) -> None:
+        """Count what a request of a branch took for it and for all above it."""
+        branch.count(event.usage, event.cost, event.attempts)
+        while isinstance(branch, Child):
+            branch = self._branch(branch.parent)
+            branch.count(event.usage, event.cost, event.attempts)
 
     @staticmethod
     def _output(cell: Cell, event: CellOutput) -> None:
@@ -259,7 +319,7 @@ class Trace:
             del self.pictures[next(iter(self.pictures))]
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the tree as plain JSON values; of a picture the words that tell it."""
+        """Give the tree as plain JSON values, a child within the cell that began it; of a picture the words that tell it."""
         fields = {field.name for field in dataclasses.fields(self) if not field.name.startswith("_")} - {"events", "pictures"}
         data: dict[str, Any] = {"version": events.VERSION}
         for name in sorted(fields - {"iterations", "usage"}):
@@ -312,67 +372,3 @@ def _parse(text: str) -> Iterator[Event]:
                 return
             raise ValueError(f"line {number} of the trace is not JSON") from None
         yield events.from_dict(data)
-
-
-def trace_folder(folder: str | os.PathLike[str] | None = None) -> Path:
-    """Make and give the folder of the traces: `folder`, `$RLM_JUPYTER_TRACES`, or the user's data folder; mode 0700."""
-    chosen = folder or os.environ.get("RLM_JUPYTER_TRACES") or platformdirs.user_data_path("rlm_jupyter") / "traces"
-    path = Path(chosen)
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path.chmod(0o700)
-    return path
-
-
-IN_A_CELL: tuple[type[Event], ...] = (events.CallStarted, events.CallEnded, events.RequestRetried)
-"""Events that come by the hundred and stand between a call and its reply: they reach the disk with the next other one."""
-
-
-class TraceFile:
-    """Appends a run's events to `<folder>/<run>.jsonl`, at most `cap` bytes; the end of the run is always written.
-
-    A host that is killed loses at most the calls of the cell that ran.
-    """
-
-    def __init__(self, folder: Path, run: str, cap: int = FILE_CAP) -> None:
-        self.path = folder / f"{run}.jsonl"
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
-        self._file = os.fdopen(descriptor, "w", encoding="utf-8")
-        self._left = cap
-        self._full = self._crowded = False
-        self._room = PictureRoom()
-
-    def write(self, event: Event) -> None:
-        if isinstance(event, events.LIVE_ONLY) or self._file.closed:
-            return
-        kept = self._room.keep(event)
-        line = kept.to_json() + "\n"
-        if kept is not event and not self._crowded:
-            self._crowded = True
-            text = f"the trace file holds {PICTURES_CAP // 1024**2} MiB of pictures: those that do not fit are not in it"
-            line = events.Notice(run=event.run, number=event.number, at=event.at, text=text).to_json() + "\n" + line
-        self._left -= len(line)
-        if self._left < 0 and not isinstance(event, events.RunEnded):
-            if self._full:
-                return
-            self._full = True
-            text = "the trace file is full: what follows is not in it"
-            line = events.Notice(run=event.run, number=event.number, at=event.at, text=text).to_json() + "\n"
-        self._file.write(line)
-        if not isinstance(event, IN_A_CELL):
-            self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def purge(folder: Path, keep_bytes: int = 0) -> int:
-    """Delete traces, the oldest first, until at most `keep_bytes` are left; give the number deleted."""
-    files = sorted(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime, reverse=True)
-    total = deleted = 0
-    for path in files:
-        total += path.stat().st_size
-        if total > keep_bytes:
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
-                deleted += 1
-    return deleted

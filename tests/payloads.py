@@ -136,6 +136,7 @@ def run_of(text: str) -> list[Event]:
         events.CallEnded(call=text + "1", cell=2, reply=text, error="", usage=usage, cost=None, attempts=1, seconds=1.0),
         events.CallEnded(call=text + "2", cell=2, reply=text, error=text, usage=usage, cost=0.1, attempts=3, seconds=1.0),
         events.CallEnded(call=text + "3", cell=2, reply=text, error="", usage=usage, cost=0.1, attempts=1, seconds=1.0),
+        *child_of(text),
         events.CellEnded(cell=2, status="error", error=text, omitted=0, seconds=0.1),
         events.Notice(text=text),
         events.IterationStarted(iteration=2, of=2),
@@ -145,6 +146,34 @@ def run_of(text: str) -> list[Event]:
         ),
     ]  # fmt: skip
     return stream
+
+
+def child_of(text: str) -> list[Event]:
+    """Give a child RLM, begun by the cell 2 of the run that `run_of` gives."""
+    node, usage = text + "c", Usage(1, 1)
+    return [
+        events.ChildStarted(
+            node=node, parent="0", cell=2, call=text + "5", batch=text, model=text, question=text,
+            context_type=text, context_size=5, context_description=text,
+        ),
+        events.KernelStarted(node=node, kernel=2, how=text, seconds=0.1),
+        events.IterationStarted(node=node, iteration=1, of=2),
+        events.ReplyPart(node=node, iteration=1, text=text),
+        events.ReplyEnded(
+            node=node, iteration=1, text=text, finish_reason=text, usage=usage, cost=0.1, attempts=1, seconds=1.0
+        ),
+        events.CellStarted(node=node, iteration=1, cell=1, code=text),
+        events.CellOutput(node=node, cell=1, stream="stdout", text=text),
+        events.CallStarted(node=node, call=text + "1", batch="", cell=1, model=text, prompt=text),
+        events.CallEnded(
+            node=node, call=text + "1", cell=1, reply=text, error=text, usage=usage, cost=0.1, attempts=1, seconds=1.0
+        ),
+        events.CellEnded(node=node, cell=1, status="ok", error="", omitted=0, seconds=0.1),
+        events.ChildEnded(
+            node=node, status=text, limit=text, answer=text, answer_type=text, error=text, calls=2, usage=usage, cost=0.2,
+            seconds=2.0,
+        ),
+    ]  # fmt: skip
 
 
 TAGS = {"div", "span", "b", "bdi", "pre", "details", "summary", "dl", "dt", "dd", "progress", "img"}

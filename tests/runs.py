@@ -33,6 +33,8 @@ class Script:
         self.events: list[Event] = []
         self.at = 1_760_000_000.0
         self.iteration = self.cell = 0
+        self.node = "0"
+        self._above: list[tuple[str, int, int]] = []
         self._ids = itertools.count(1)
         self.calls, self.usage, self.cost = 0, Usage(), 0.0
         self.add(
@@ -49,7 +51,7 @@ class Script:
 
     def add(self, kind: type[Event], /, after: float = 0.01, **fields: Any) -> Script:
         self.at += after
-        self.events.append(kind(run="r" * 32, number=len(self.events), at=self.at, **fields))
+        self.events.append(kind(run="r" * 32, number=len(self.events), at=self.at, node=self.node, **fields))
         return self
 
     def ask(self, reply: str, finish_reason: str = "stop", usage: Usage | None = None, cost: float | None = 0.0123) -> Script:
@@ -83,6 +85,42 @@ class Script:
         return self.add(
             events.CellEnded, after=seconds, cell=self.cell, status=status, error=error, omitted=omitted, seconds=seconds
         )
+
+    def child(self, question: str = "Which clauses of this lease deal with it?", batch: str = "") -> Script:
+        """Begin a child RLM in the cell that runs: what follows is the child's, until `answered`."""
+        parent, cell, number = self.node, self.cell, next(self._ids)
+        self._above.append((self.node, self.iteration, self.cell))
+        self.node, self.iteration, self.cell = f"{parent}.{number}", 0, 0
+        self.add(
+            events.ChildStarted,
+            parent=parent,
+            cell=cell,
+            call=f"{number:032x}",
+            batch=batch,
+            model="gpt-5",
+            question=question,
+            context_type="str",
+            context_size=48_211,
+            context_description="str of 48,211 characters",
+        )
+        return self.add(events.KernelStarted, kernel=number, how="spare", seconds=0.006)
+
+    def answered(self, answer: str = "Clause 14.2.", status: str = "answered", error: str = "") -> Script:
+        """End the child that `child` began; what follows is its parent's again."""
+        self.add(
+            events.ChildEnded,
+            status=status,
+            limit="",
+            answer=answer,
+            answer_type="str" if answer else "",
+            error=error,
+            calls=self.iteration,
+            usage=Usage(900, 80),
+            cost=0.0123,
+            seconds=4.0,
+        )
+        self.node, self.iteration, self.cell = self._above.pop()
+        return self
 
     def call(self, number: int = 0, batch: str = "", ends: str = "ok", prompt: str = "", reply: str = "") -> Script:
         """Make one sub-call; `ends`: ok, failed or running."""

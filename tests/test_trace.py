@@ -12,7 +12,8 @@ import pytest
 
 from rlm_jupyter import events
 from rlm_jupyter.events import Usage
-from rlm_jupyter.trace import PICTURES_CAP, PICTURES_KEPT, Trace, TraceFile, purge, trace_folder
+from rlm_jupyter.trace import DEPTH_CAP, PICTURES_CAP, PICTURES_KEPT, Trace
+from rlm_jupyter.trace_file import TraceFile, purge, trace_folder
 from rlm_jupyter.widgets import html, text
 from tests.payloads import EVERYTHING, FORGED, Page, pictured, png, run_of
 from tests.runs import ANSWER, Script, fenced, long_run, short_run
@@ -22,6 +23,13 @@ def stored(stream: list[events.Event]) -> list[events.Event]:
     return [event for event in stream if not isinstance(event, events.LIVE_ONLY)]
 
 
+def family() -> Script:
+    """Give a run whose first cell has two children, the second with a child and a sub-call of its own."""
+    script = Script().ask("x").run("rlm_query_batched(...)").child("first", "b").ask("y").run("1").done().answered("one")
+    script.child("second", "b").ask("z").run("rlm_query(...)").call(1).child("third").ask("w").run("2").done().answered("three")
+    return script.done().answered("two").done()
+
+
 @pytest.mark.parametrize(
     "stream",
     [
@@ -29,9 +37,10 @@ def stored(stream: list[events.Event]) -> list[events.Event]:
         long_run().events,
         run_of(EVERYTHING),
         Script().events,
+        family().events,
         [*Script().run("1").run("2").events, pictured(1, png()), *FORGED.values()],
     ],
-    ids=["short", "long", "hostile", "begun", "pictures"],
+    ids=["short", "long", "hostile", "begun", "family", "pictures"],
 )
 def test_a_trace_comes_back_from_its_text_as_it_was(stream: list[events.Event]) -> None:
     trace = Trace.from_events(stream)
@@ -73,6 +82,50 @@ def test_sums_grow_with_each_reply_and_the_hosts_ledger_has_the_last_word() -> N
                               usage=Usage(1, 2, 3, True), cost=0.75, seconds=4.5))  # fmt: skip
     assert (trace.usage, trace.cost, trace.requests, trace.seconds) == (Usage(1, 2, 3, True), 0.75, 9, 4.5)
     assert (trace.status, trace.answer, trace.iterations[-1].state) == ("answered", "x", "ended")
+
+
+def test_children_hang_below_the_cells_that_began_them() -> None:
+    trace = Trace.from_events(family().events)
+    (cell,) = trace.iterations[0].cells
+    first, second = cell.children
+    (third,) = second.iterations[0].cells[0].children
+    assert [child.question for child in trace.children] == ["first", "second", "third"]
+    assert [(child.depth, child.parent, child.answer) for child in (first, second, third)] == [
+        (1, "0", "one"),
+        (1, "0", "two"),
+        (2, second.node, "three"),
+    ]
+    assert first.batch == second.batch == "b"
+    assert len(second.iterations[0].cells[0].calls) == len(trace.calls) == 1
+    assert {branch.iterations[0].state for branch in (first, second, third)} == {"ended"}
+    assert (
+        trace.to_dict()["iterations"][0]["cells"][0]["children"][1]["iterations"][0]["cells"][0]["children"][0]["answer"]
+        == "three"
+    )
+
+
+def test_what_a_child_takes_counts_for_all_above_it() -> None:
+    script = Script().ask("x", cost=1.0).run("1").child().ask("y", cost=0.25).run("1").child().ask("z", cost=0.5)
+    trace = Trace.from_events(script.events)
+    (child, grandchild) = trace.children
+    assert [branch.cost for branch in (trace, child, grandchild)] == [1.75, 0.75, 0.5]
+    assert [branch.requests for branch in (trace, child, grandchild)] == [3, 2, 1]
+    assert trace.usage.total_tokens == sum(e.usage.total_tokens for e in script.events if isinstance(e, events.ReplyEnded))
+
+
+def test_a_trace_has_a_bounded_depth_and_each_child_once() -> None:
+    script = Script()
+    for _ in range(DEPTH_CAP):
+        script.ask("x").run("1").child()
+    trace = Trace.from_events(script.events)
+    assert [child.depth for child in trace.children] == list(range(1, DEPTH_CAP + 1))
+    json.dumps(trace.to_dict())
+    with pytest.raises(ValueError, match="began twice"):
+        trace.add(next(event for event in script.events if isinstance(event, events.ChildStarted)))
+    with pytest.raises(ValueError, match="17 levels below the root"):
+        Trace.from_events(script.ask("x").run("1").child().events)
+    with pytest.raises(ValueError, match="speaks of 'nobody', which never began"):
+        trace.add(events.IterationStarted(node="nobody", iteration=1, of=2))
 
 
 def test_a_run_without_a_known_price_has_no_cost() -> None:
