@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test test-matrix check docs bench mutants soak system-deps engine clean
+.PHONY: help demo lab test retest test-matrix check docs bench mutants soak system-deps engine clean
 # A question may hold dollars: take it as it was typed, and expand nothing in it.
 override Q := $(value Q)
 export Q
@@ -24,6 +24,9 @@ test: $(VENV)/.dev  ## all tests; as root on Debian it installs the system parts
 	  $(MAKE) --no-print-directory system-deps && \
 	  { $(MAKE) --no-print-directory engine || echo "no engine could be had: the tests that need one fail" >&2; }; fi
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not matrix" $(PYTEST)
+
+retest: $(VENV)/.dev  ## the tests that failed in the last `make test`, alone; not where more than three did
+	$(BIN)/python -m scripts.retest
 
 test-matrix: $(VENV)/.dev  ## the tests of what no setting chooses yet: kernels at Modal, on a local control plane
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m matrix $(PYTEST)

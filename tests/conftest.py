@@ -117,6 +117,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         need(part, PARTS[part]())
 
 
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Leave behind how the run ended, for `make retest`."""
+    if not hasattr(session.config, "workerinput") and session.config.cache is not None:
+        session.config.cache.set("rlm_jupyter/exitstatus", int(exitstatus))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Tell, as the last thing of a run, how many tests a missing part left out."""
     missing: Counter[tuple[str, str]] = Counter()
