@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
 
+from rlm_jupyter.steering import COMMANDS
+
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-COMMANDS = ("status", "list", "show", "purge", "doctor")
 _NO_CONTEXT = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, io.IOBase, Iterator)
 """What is never a context: code, and what can be read only once."""
 IMAGES_SECONDS = 0.3

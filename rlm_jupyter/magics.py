@@ -14,7 +14,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ from IPython.core.error import UsageError
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
 from IPython.core.magic_arguments import MagicArgumentParser, argument, magic_arguments
 from traitlets import Enum, Float, Int, TraitError, Unicode
+
+from rlm_jupyter.steering import HELP, Steering
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -112,6 +114,7 @@ class RLMMagics(Magics):
         self._shell = shell
         self.runs: dict[str, Run] = {}
         self.matcher: Any = None
+        self._steering = Steering(shell, self.runs, self._defaults)
         for name, trait in self.traits(config=True).items():
             variable = f"RLM_JUPYTER_{name.upper()}"
             if variable in os.environ and name not in self.config.get("RLMMagics", {}):
@@ -119,6 +122,9 @@ class RLMMagics(Magics):
                     setattr(self, name, trait.from_string(os.environ[variable]))
                 except (TraitError, ValueError):
                     print(f"{variable} is not used: {os.environ[variable]!r} is not a value for {name}", file=sys.stderr)
+
+    def _defaults(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.trait_names(config=True)}
 
     @cached_property
     def _engine(self) -> Engine:
@@ -341,85 +347,8 @@ class RLMMagics(Magics):
     @no_var_expand
     @line_magic("rlm")  # type: ignore[arg-type]
     def steer(self, line: str) -> None:
-        """Show and steer recursive runs.
-
-        ::
-
-          %rlm status         the defaults in force, and how to change them
-          %rlm list           the runs of this session
-          %rlm show [id]      a run's result again (the last one, or by its id; also from its trace file)
-          %rlm purge          delete the trace files
-          %rlm doctor         what is here, what is ready, what to type where something is missing; --json
-
-        To ask a question, write it in a cell that begins with %%rlm; %%rlm? tells how.
-        """
-        words = line.split()
-        commands = {
-            "status": self._status,
-            "list": self._list,
-            "show": self._show_again,
-            "purge": self._purge,
-            "doctor": self._doctor,
-        }
-        if not words:
-            print("%rlm status | list | show [id] | purge | doctor;  %%rlm? tells how to ask a question")
-            return
-        command = commands.get(words[0])
-        if command is None:
-            from rlm_jupyter.settings import did_you_mean
-
-            raise UsageError(f"%rlm has no command {words[0]!r}{did_you_mean(words[0], commands)}")
-        command(words[1:])
-
-    def _status(self, words: Sequence[str]) -> None:
-        running = [run for run in self.runs.values() if run.status == "running"]
-        print(f"{len(self.runs)} runs in this session, {len(running)} running. Defaults:")
-        for name in self.trait_names(config=True):
-            value = getattr(self, name)
-            print(f"  {name:<18} {'-' if value in ('', None) else value}")
-        print('Change one with %config RLMMagics.model = "gpt-5-mini", or for one cell with its option, such as --model.')
-
-    def _list(self, words: Sequence[str]) -> None:
-        from rlm_jupyter.widgets.listing import render
-
-        print(render([run.trace for run in self.runs.values()]))
-
-    def _show_again(self, words: Sequence[str]) -> None:
-        from rlm_jupyter.trace import Trace
-        from rlm_jupyter.trace_file import trace_folder
-        from rlm_jupyter.widgets.view import open_view
-
-        if not words:
-            if not self.runs:
-                raise UsageError("no run in this session yet; %rlm show ID shows one from its trace file")
-            trace = list(self.runs.values())[-1].trace
-        elif words[0] in self.runs:
-            trace = self.runs[words[0]].trace
-        else:
-            path = trace_folder() / f"{os.path.basename(words[0])}.jsonl"
-            if not path.is_file():
-                raise UsageError(f"no run has the id {words[0]}; %rlm list shows those of this session")
-            try:
-                trace = Trace.from_file(path)
-            except ValueError as error:
-                raise UsageError(f"{path.name} cannot be shown: {error}") from None
-        view = open_view(self.view)
-        view.start(trace)
-        view.finish()
-
-    def _purge(self, words: Sequence[str]) -> None:
-        from rlm_jupyter.trace_file import purge, trace_folder
-
-        folder = trace_folder()
-        print(f"{purge(folder)} trace files deleted from {folder}")
-
-    def _doctor(self, words: Sequence[str]) -> None:
-        from rlm_jupyter.doctor import examine, render, to_json
-
-        if words not in ([], ["--json"]):
-            raise UsageError(f"%rlm doctor has no option {words[0]}; there is --json")
-        findings = examine({name: getattr(self, name) for name in self.trait_names(config=True)}, self._shell)
-        print(to_json(findings) if words else render(findings))
+        """Show and steer recursive runs."""
+        self._steering.steer(line)
 
     def close(self) -> None:
         """End the worker thread and what it keeps."""
@@ -447,6 +376,7 @@ class _Progress:
 
 
 RLMMagics.ask.__doc__ = (RLMMagics.ask.__doc__ or "") + EXAMPLES
+RLMMagics.steer.__doc__ = (RLMMagics.steer.__doc__ or "") + HELP
 
 
 def load(shell: InteractiveShell) -> None:

@@ -1,0 +1,110 @@
+"""The sub-commands of `%rlm`: what shows and steers the runs of a session.
+
+One table, `COMMANDS`, has them all with their help; `%rlm?` and completion read it. Whatever cannot be done is one
+`UsageError` line that says what to type. Nothing here starts a run, and nothing heavy is imported before it is needed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.error import UsageError
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from rlm_jupyter.run import Run
+
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "status": ("", "the defaults in force, and how to change them"),
+    "list": ("", "the runs of this session"),
+    "show": ("[id]", "a run's result again (the last one, or by its id; also from its trace file)"),
+    "purge": ("", "delete the trace files"),
+    "doctor": ("", "what is here, what is ready, what to type where something is missing; --json"),
+}
+"""Each sub-command, with the words that it takes and what it does."""
+
+HELP = (
+    "\n\n::\n\n"
+    + "".join(f"  {f'%rlm {name} {takes}'.rstrip():<20}{does}\n" for name, (takes, does) in COMMANDS.items())
+    + "\nTo ask a question, write it in a cell that begins with %%rlm; %%rlm? tells how.\n"
+)
+
+
+class Steering:
+    """The sub-commands, over the runs of one session.
+
+    Parameters
+    ----------
+    runs
+        By id, the newest last.
+    defaults
+        Gives the defaults in force, by the names of their traits.
+    """
+
+    def __init__(self, shell: InteractiveShell, runs: Mapping[str, Run], defaults: Callable[[], Mapping[str, Any]]) -> None:
+        self._shell, self._runs, self._defaults = shell, runs, defaults
+
+    def steer(self, line: str) -> None:
+        """Do what the line of a `%rlm` says."""
+        words = line.split()
+        if not words:
+            names = " | ".join(f"{name} {takes}".rstrip() for name, (takes, _) in COMMANDS.items())
+            print(f"%rlm {names};  %%rlm? tells how to ask a question")
+            return
+        if words[0] not in COMMANDS:
+            from rlm_jupyter.settings import did_you_mean
+
+            raise UsageError(f"%rlm has no command {words[0]!r}{did_you_mean(words[0], COMMANDS)}")
+        getattr(self, f"_{words[0]}")(words[1:])
+
+    def _status(self, words: Sequence[str]) -> None:
+        running = [run for run in self._runs.values() if run.status == "running"]
+        print(f"{len(self._runs)} runs in this session, {len(running)} running. Defaults:")
+        for name, value in self._defaults().items():
+            print(f"  {name:<18} {'-' if value in ('', None) else value}")
+        print('Change one with %config RLMMagics.model = "gpt-5-mini", or for one cell with its option, such as --model.')
+
+    def _list(self, words: Sequence[str]) -> None:
+        from rlm_jupyter.widgets.listing import render
+
+        print(render([run.trace for run in self._runs.values()]))
+
+    def _show(self, words: Sequence[str]) -> None:
+        from rlm_jupyter.trace import Trace
+        from rlm_jupyter.trace_file import trace_folder
+        from rlm_jupyter.widgets.view import open_view
+
+        if not words:
+            if not self._runs:
+                raise UsageError("no run in this session yet; %rlm show ID shows one from its trace file")
+            trace = list(self._runs.values())[-1].trace
+        elif words[0] in self._runs:
+            trace = self._runs[words[0]].trace
+        else:
+            path = trace_folder() / f"{os.path.basename(words[0])}.jsonl"
+            if not path.is_file():
+                raise UsageError(f"no run has the id {words[0]}; %rlm list shows those of this session")
+            try:
+                trace = Trace.from_file(path)
+            except ValueError as error:
+                raise UsageError(f"{path.name} cannot be shown: {error}") from None
+        view = open_view(self._defaults()["view"])
+        view.start(trace)
+        view.finish()
+
+    def _purge(self, words: Sequence[str]) -> None:
+        from rlm_jupyter.trace_file import purge, trace_folder
+
+        folder = trace_folder()
+        print(f"{purge(folder)} trace files deleted from {folder}")
+
+    def _doctor(self, words: Sequence[str]) -> None:
+        from rlm_jupyter.doctor import examine, render, to_json
+
+        if words not in ([], ["--json"]):
+            raise UsageError(f"%rlm doctor has no option {words[0]}; there is --json")
+        findings = examine(dict(self._defaults()), self._shell)
+        print(to_json(findings) if words else render(findings))
