@@ -14,7 +14,7 @@ from rlm_jupyter.lm.providers import check_models, find_endpoint
 from rlm_jupyter.lm.table import PROVIDERS
 from rlm_jupyter.settings import RunSettings
 from rlm_jupyter.testing import Reply, ScriptedServer
-from rlm_jupyter.testing_dialects import DATED_AZURE
+from rlm_jupyter.testing.dialects import DATED_AZURE
 from tests.lm_side import open_side
 from tests.models import answer, code
 from tests.proxy import behind_a_proxy

@@ -22,7 +22,7 @@ from rlm_jupyter.lm.providers import check_models
 from rlm_jupyter.lm.table import PROVIDERS, Provider
 from rlm_jupyter.settings import RunSettings
 from rlm_jupyter.testing import Reply, Script, ScriptedServer
-from rlm_jupyter.testing_dialects import PROFILES
+from rlm_jupyter.testing.dialects import PROFILES
 from tests.lm_side import Side, open_side
 from tests.models import answer, code
 from tests.proxy import InterceptingProxy, behind_a_proxy

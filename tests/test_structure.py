@@ -77,8 +77,7 @@ MAY_IMPORT = {
     "doctor": GROUND | {"lm", "redaction", "trace_file", "trials"},
     "steering": GROUND | {"doctor", "run", "trace", "trace_file", "widgets"},
     "magics": GROUND | {"completion", "contexts", "engine", "result", "run", "steering", "trace", "widgets"},
-    "testing": GROUND | {"testing_dialects", "trace"},
-    "testing_dialects": set(),
+    "testing": GROUND,
     "": {"magics", "rlm", "run", "result", "settings", "errors"},
 }
 
