@@ -16,7 +16,7 @@ WIDTH, HEIGHT = 1180, 900
 def main() -> int:
     with tempfile.TemporaryDirectory() as base, jupyter_lab(Path(base)) as lab, chromium() as browser:
         shutil.copy(ROOT / "notebooks" / "quickstart.ipynb", lab.folder)
-        page = browser.open(lab.url("quickstart.ipynb", "picture").replace("/lab/workspaces/picture/tree/", "/doc/tree/"))
+        page = browser.open(lab.url("doc/tree/quickstart.ipynb"))
         page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
         magic = page.locator(".jp-CodeCell", has_text="Which file defines the class JSONDecodeError?").first
         magic.wait_for()

@@ -49,6 +49,70 @@ def browser_path() -> str:
     raise FileNotFoundError("no Chromium on the PATH: make system-deps installs it on Debian")
 
 
+OPEN = """async path => {
+  const app = window.jupyterapp;
+  await app.restored;
+  const panel = await app.commands.execute('docmanager:open', {path});
+  await Promise.all([panel.context.ready, panel.revealed, panel.sessionContext.ready]);
+  await panel.sessionContext.session.kernel.info;
+  window.__panel = panel;
+}"""
+START = """async index => {
+  const {commands, shell} = window.jupyterapp, panel = window.__panel;
+  shell.activateById(panel.id);
+  panel.content.activeCellIndex = index;
+  const begun = new Promise(resolve => panel.sessionContext.iopubMessage.connect(
+    (_, message) => message.header.msg_type === 'execute_input' && resolve()));
+  window.__ended = commands.execute('notebook:run-cell');
+  await begun;
+}"""
+END = "async () => [await window.__ended, window.__panel.content.activeCell.model.executionCount]"
+SAVE = """async () => {
+  const {commands, shell} = window.jupyterapp, panel = window.__panel;
+  shell.activateById(panel.id);
+  await commands.execute('docmanager:save');
+  return panel.context.model.dirty;
+}"""
+IN_TIME = """argument => Promise.race([(%s)(argument), new Promise((_, refuse) =>
+  setTimeout(() => refuse(new Error('JupyterLab did not answer within %d s')), 1000 * %d))])"""
+
+
+class OpenNotebook:
+    """A notebook that is open in JupyterLab, its kernel connected.
+
+    It is driven by the commands that keys and buttons are bound to, through `window.jupyterapp`, and each tells when it is
+    done: a key that is pressed a moment too early is lost, and nobody hears of it.
+    """
+
+    def __init__(self, page: Page, path: Path) -> None:
+        self.page, self.path = page, path
+
+    def run(self, cell: int) -> None:
+        """Run the cell of this index to its end; fail if it ends with an error."""
+        self.start(cell)
+        assert self.ended() == "ok"
+
+    def start(self, cell: int) -> None:
+        """Start to run the cell of this index, and return when the kernel has begun with it."""
+        self.ask(START, cell)
+
+    def ended(self) -> str:
+        """Wait for the end of the cell that was started last, and tell how it ended: `ok` or `error`."""
+        well, count = self.ask(END)
+        assert isinstance(well, bool)
+        assert count, "a cell that ran has a number"
+        return "ok" if well else "error"
+
+    def save(self) -> Any:
+        """Save the notebook and give it as it is on the disk."""
+        assert self.ask(SAVE) is False, "the notebook still has changes that were not saved"
+        return nbformat.read(self.path, as_version=4)
+
+    def ask(self, script: str, argument: object = None) -> Any:
+        """Give what the promise of an async JavaScript function comes to, or fail after `DEADLINE`."""
+        return self.page.evaluate(IN_TIME % (script, DEADLINE, DEADLINE), argument)
+
+
 class Lab:
     """A running JupyterLab: its address, its folder, its environment."""
 
@@ -58,9 +122,17 @@ class Lab:
         self.folder = folder
         self.environment = environment
 
-    def url(self, notebook: str, space: str) -> str:
-        """Give the address of a notebook in a workspace of its own."""
-        return f"{self.origin}/lab/workspaces/{space}/tree/{notebook}?token={self.token}"
+    def url(self, path: str) -> str:
+        """Give the address of a page of this server, such as `doc/tree/NOTEBOOK`."""
+        return f"{self.origin}/{path}?token={self.token}"
+
+    def open(self, browser: Browser, name: str) -> OpenNotebook:
+        """Open a notebook of the folder in a new page, in a workspace of its own, and wait until its kernel has answered."""
+        page = browser.open(self.url(f"lab/workspaces/{Path(name).stem}"))
+        page.wait_for_function("() => window.jupyterapp !== undefined")
+        opened = OpenNotebook(page, self.folder / name)
+        opened.ask(OPEN, name)
+        return opened
 
     def save(self, name: str, cells: list[Any], trusted: bool) -> Path:
         """Write a notebook with outputs to the server's folder, signed with the server's key if it is to be trusted."""
@@ -116,7 +188,8 @@ def jupyter_lab(base: Path) -> Iterator[Lab]:
     environment = private_environment(base)
     token = secrets.token_hex(16)
     options = ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0", f"--ServerApp.root_dir={folder}",
-               f"--IdentityProvider.token={token}", "--LabApp.extension_manager=readonly"]  # fmt: skip
+               f"--IdentityProvider.token={token}", "--LabApp.extension_manager=readonly",
+               "--LabApp.expose_app_in_browser=True"]  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, "-m", "jupyterlab", *options],
         cwd=folder,

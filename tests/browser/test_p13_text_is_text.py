@@ -6,7 +6,6 @@ payload that runs where a notebook is trusted, and mathematics that is typeset.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -82,7 +81,7 @@ def test_p13_a_saved_notebook_shows_text(lab: Lab, browser: Browser, trusted: bo
     shown = bundles()
     name = f"saved-{trusted}.ipynb"
     lab.save(name, [output_cell(*shown, RAW)], trusted)
-    page = browser.open(lab.url(name, f"saved-{trusted}"))
+    page = lab.open(browser, name).page
     settle(page)
     assert (page.evaluate("() => window.__control") == 1) is trusted
     check(page, browser, [Parsed(bundle["text/html"]).text for bundle in shown], pictures=1)
@@ -129,19 +128,14 @@ display({"text/html": "<p class='control'>$x^2$</p>", "text/plain": "control"}, 
 def test_p13_a_live_run_shows_text_and_is_saved_as_text(lab: Lab, browser: Browser) -> None:
     stream = run_of(EVERYTHING)
     (lab.folder / "events.jsonl").write_text("".join(event.to_json() + "\n" for event in stream), encoding="ascii")
-    path = lab.save("live.ipynb", [nbformat.v4.new_code_cell(LIVE)], trusted=True)
-    page = browser.open(lab.url("live.ipynb", "live"))
-    page.locator(".jp-Notebook .jp-Cell").first.click()
-    page.wait_for_selector(".jp-NotebookPanel-toolbar [data-status=idle], .jp-Notebook-ExecutionIndicator[data-status=idle]")
-    page.keyboard.press("Control+Enter")
+    lab.save("live.ipynb", [nbformat.v4.new_code_cell(LIVE)], trusted=True)
+    opened = lab.open(browser, "live.ipynb")
+    opened.run(0)
+    page = opened.page
     settle(page)
     expected = [Parsed(html.render(Trace.from_events(stream))).text]
     check(page, browser, expected, pictures=0)
-    page.keyboard.press("Escape")
-    with page.expect_response(lambda response: response.request.method == "PUT" and "live.ipynb" in response.url):
-        page.keyboard.press("Control+s")
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    outputs = saved["cells"][0]["outputs"]
+    outputs = opened.save().cells[0].outputs
     assert [sorted(output["data"]) for output in outputs] == [["text/html", "text/plain"]] * 3
     assert "".join(Parsed("".join(output["data"]["text/html"])).text for output in outputs[:2]) == expected[0]
     assert browser.foreign() == []

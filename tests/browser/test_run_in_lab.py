@@ -3,41 +3,27 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
 
 import nbformat
 import pytest
 from playwright.sync_api import Page
 
 from rlm_jupyter.testing import Reply, ScriptedServer
-from tests.browser.lab import Browser, Lab
+from tests.browser.lab import Browser, Lab, OpenNotebook
 from tests.models import answer, code
 
-pytestmark = [pytest.mark.needs("chromium"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.needs("chromium"), pytest.mark.timeout(600)]
 
 
-def start(lab: Lab, browser: Browser, name: str, server: ScriptedServer) -> tuple[Page, Path]:
-    """Open a notebook with a magic cell and run it."""
+def start(lab: Lab, browser: Browser, name: str, server: ScriptedServer) -> OpenNotebook:
+    """Open a notebook with a magic cell and start to run that."""
     magic = f"%%rlm --context docs --base-url {server.url} --model root --sub-model sub --out result\nWho is first?"
     sources = ("%load_ext rlm_jupyter\ndocs = ['alpha', 'beta']", magic)
-    path = lab.save(name, [nbformat.v4.new_code_cell(source) for source in sources], trusted=True)
-    page = browser.open(lab.url(name, Path(name).stem))
-    page.locator(".jp-Notebook .jp-Cell").first.click()
-    page.wait_for_selector(".jp-NotebookPanel-toolbar [data-status=idle], .jp-Notebook-ExecutionIndicator[data-status=idle]")
-    page.keyboard.press("Shift+Enter")
-    page.get_by_text("[1]:").first.wait_for()
-    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
-    page.keyboard.press("Control+Enter")
-    return page, path
-
-
-def save(page: Page, path: Path) -> list[dict[str, Any]]:
-    page.keyboard.press("Escape")
-    with page.expect_response(lambda response: response.request.method == "PUT" and path.name in response.url):
-        page.keyboard.press("Control+s")
-    outputs: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["cells"][1]["outputs"]
-    return outputs
+    lab.save(name, [nbformat.v4.new_code_cell(source) for source in sources], trusted=True)
+    opened = lab.open(browser, name)
+    opened.run(0)
+    opened.start(1)
+    return opened
 
 
 def test_a_run_is_seen_live_and_saved_as_static_html(lab: Lab, browser: Browser) -> None:
@@ -47,13 +33,15 @@ def test_a_run_is_seen_live_and_saved_as_static_html(lab: Lab, browser: Browser)
         Reply(answer("context[0]"), hold=True),
     ]
     with ScriptedServer(models={"root": turns}) as server:
-        page, path = start(lab, browser, "magic-live.ipynb", server)
+        opened = start(lab, browser, "magic-live.ipynb", server)
+        page = opened.page
         page.get_by_text("Thinking about it").first.wait_for()
         page.get_by_text("iteration 3 of 30").first.wait_for()
         page.get_by_text("looked at").first.wait_for(state="attached")
         server.release()
         page.get_by_text("Answered").first.wait_for()
-        outputs = save(page, path)
+        assert opened.ended() == "ok"
+        outputs = opened.save().cells[1].outputs
     text = json.dumps(outputs)
     assert [sorted(output["data"]) for output in outputs] == [["text/html", "text/plain"]] * 2
     assert "alpha" in text
@@ -63,13 +51,15 @@ def test_a_run_is_seen_live_and_saved_as_static_html(lab: Lab, browser: Browser)
 
 def test_the_notebooks_stop_button_stops_a_run(lab: Lab, browser: Browser) -> None:
     with ScriptedServer(models={"root": [code("print('before')"), code("while True: pass")]}) as server:
-        page, path = start(lab, browser, "magic-stop.ipynb", server)
+        opened = start(lab, browser, "magic-stop.ipynb", server)
+        page = opened.page
         page.get_by_text("iteration 2 of 30").first.wait_for()
         server.wait_for(2, ended=True)
         page.locator("[data-command='notebook:interrupt-kernel'], button[title^='Interrupt']").first.click()
         page.get_by_text("Stopped").first.wait_for()
         page.get_by_text("RunStopped").first.wait_for()
-        text = json.dumps(save(page, path))
+        assert opened.ended() == "error"
+        text = json.dumps(opened.save().cells[1].outputs)
     assert "before" in text
 
 
@@ -84,19 +74,21 @@ ROWS, BELOW = ".mathjax_ignore details img", ".jp-RenderedImage img"
 def test_a_plot_is_seen_in_its_row_live_and_in_the_saved_notebook_also_untrusted(lab: Lab, browser: Browser) -> None:
     turns: list[Reply | str] = [code(PLOT), Reply(code(FORGED), hold=True), answer("1")]
     with ScriptedServer(models={"root": turns}) as server:
-        page, path = start(lab, browser, "magic-plot.ipynb", server)
+        opened = start(lab, browser, "magic-plot.ipynb", server)
+        page = opened.page
         seen(page, ROWS)
         assert page.locator(BELOW).count() == 0
         server.release()
         page.get_by_text("Answered").first.wait_for()
         shown_at_the_end(page)
-        outputs = save(page, path)
-    assert [sorted(output["data"]) for output in outputs] == [["text/html", "text/plain"]] * 2 + [["image/png", "text/plain"]]
-    book = nbformat.read(path, as_version=4)
+        assert opened.ended() == "ok"
+        book = opened.save()
+    shown = [sorted(output["data"]) for output in book.cells[1].outputs]
+    assert shown == [["text/html", "text/plain"]] * 2 + [["image/png", "text/plain"]]
     for trusted in (True, False):
         name = f"magic-plot-{trusted}.ipynb"
         lab.save(name, book.cells, trusted=trusted)
-        reopened = browser.open(lab.url(name, Path(name).stem))
+        reopened = lab.open(browser, name).page
         reopened.get_by_text("Answered").first.wait_for()
         shown_at_the_end(reopened)
     assert browser.foreign() == []
