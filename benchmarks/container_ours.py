@@ -27,7 +27,7 @@ PLACE = {"environment": "docker", "environment_kwargs": {"image": os.environ["BE
 async def opened(context: int = 0) -> Environment:
     """Open a box as a run with a context of so many bytes does, the look at engine and image included."""
     settings = RunSettings(model="demo", environment="docker", image=os.environ["BENCH_IMAGE"])
-    return await launch.prepare(settings, context, print).open()
+    return await launch.prepare(settings, context, print).open(print)
 
 
 async def run(kernel: Kernel, code: str) -> str:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from rlm_jupyter.errors import KernelDied, KernelError, LimitReached, LMError, RLMError, RunStopped, SettingsError
+    from rlm_jupyter.kernels.modal_place import modal_image
     from rlm_jupyter.result import RLMResult
     from rlm_jupyter.rlm import RLM
     from rlm_jupyter.run import Run
@@ -33,10 +34,11 @@ __all__ = [
     "RunStopped",
     "SettingsError",
     "load_ipython_extension",
+    "modal_image",
     "unload_ipython_extension",
 ]
 
-_HOMES = {"RLM": "rlm", "Run": "run", "RLMResult": "result", "RunSettings": "settings"}
+_HOMES = {"RLM": "rlm", "Run": "run", "RLMResult": "result", "RunSettings": "settings", "modal_image": "kernels.modal_place"}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import sys
 import types
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ _NO_CONTEXT = (type, types.ModuleType, types.FunctionType, types.BuiltinFunction
 """What is never a context: code, and what can be read only once."""
 IMAGES_SECONDS = 0.3
 """Within which an engine must have told its images; a Tab may not take longer."""
+GPUS = ("T4", "L4", "A10", "L40S", "A100", "A100-80GB", "H100", "H200", "B200")
+"""As Modal's documentation names them; `:2` behind one asks for two."""
 MODELS = ("demo", "gpt-5", "gpt-5-mini", "gpt-5-nano")
 
 
@@ -64,11 +67,12 @@ class Completion:
     def _candidates(self, words: list[str], fragment: str) -> Iterable[tuple[str, str]]:
         action = self._options.get(words[-1]) if len(words) > 1 else None
         if action is not None and action.nargs != 0:
-            return [(value, "value") for value in self._values(action, fragment)]
+            at_modal = "--env modal" in " ".join(words)
+            return [(value, "value") for value in self._values(action, fragment, at_modal)]
         taken = {word for word in words if word.startswith("--")}
         return [(option, "option") for option in sorted(self._options) if option.startswith("--") and option not in taken]
 
-    def _values(self, action: argparse.Action, fragment: str) -> Iterable[str]:
+    def _values(self, action: argparse.Action, fragment: str, at_modal: bool) -> Iterable[str]:
         if action.choices is not None:
             return [str(choice) for choice in action.choices]
         match action.dest:
@@ -85,12 +89,24 @@ class Completion:
 
                 return sorted(ENVIRONMENTS)
             case "image":
-                return _images()
+                return self._modal_images() if at_modal else _images()
+            case "network":
+                return ["closed", "open"]
+            case "bridge":
+                from rlm_jupyter.kernels.modal_place import BRIDGES
+
+                return BRIDGES
+            case "gpu":
+                return GPUS
             case "kernel":
                 from jupyter_client.kernelspec import KernelSpecManager
 
                 return sorted(KernelSpecManager().find_kernel_specs())
         return []
+
+    def _modal_images(self) -> list[str]:
+        package = sys.modules.get("modal")  # where it is not imported, nobody can have an image of its
+        return [] if package is None else self._variables((package.Image,))
 
     def _variables(self, kinds: tuple[type[Any], ...], but: tuple[type[Any], ...] = ()) -> list[str]:
         hidden = self._shell.user_ns_hidden

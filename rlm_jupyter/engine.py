@@ -20,7 +20,7 @@ import anyio
 from anyio.from_thread import BlockingPortal
 
 from rlm_jupyter.kernels.environment import Environment
-from rlm_jupyter.kernels.launch import Launch
+from rlm_jupyter.kernels.launch import Launch, Told
 
 T = TypeVar("T")
 
@@ -52,15 +52,15 @@ class Engine:
         with contextlib.suppress(RuntimeError):
             self._started().start_task_soon(call)
 
-    async def lease(self, launch: Launch) -> Environment:
-        """Give an environment for one run: the warm one where it fits, else a new one."""
+    async def lease(self, launch: Launch, told: Told = lambda line: None) -> Environment:
+        """Give an environment for one run: the warm one where it fits, else a new one, whose longer steps are told."""
         if self._warm is not None and self._warm[0] == launch.warm:
             (_, environment), self._warm = self._warm, None
             self._cancel_timer()
             if environment.alive:
                 return environment
             await environment.close()
-        return await launch.open()
+        return await launch.open(told)
 
     async def give_back(self, launch: Launch, environment: Environment, *, healthy: bool) -> None:
         """Take an environment back after a run: kept warm when healthy and of a kind that is kept; else closed."""

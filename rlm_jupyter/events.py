@@ -90,6 +90,28 @@ class KernelStarted(Event):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StepTold(Event):
+    """What a step that takes longer than a moment is doing before the first iteration. Live only: never in a trace file."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxStarted(Event):
+    """A sandbox that somebody bills by the second runs, since `seconds` ago. `machine`: its processors, memory, GPU."""
+
+    machine: str
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxEnded(Event):
+    """It is over, after so many seconds of the host's clock."""
+
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class IterationStarted(Event):
     """The root LM is about to be asked for the `iteration`-th time (from 1) of at most `of`."""
 
@@ -259,7 +281,7 @@ class RunEnded(Event):
     seconds: float
 
 
-LIVE_ONLY: tuple[type[Event], ...] = (ReplyPart, ReplyRestarted)
+LIVE_ONLY: tuple[type[Event], ...] = (ReplyPart, ReplyRestarted, StepTold)
 
 Emit = Callable[[Event], None]
 """How the loop, the handler and the kernels tell an event: run, number and time are filled in by the run."""
@@ -268,7 +290,8 @@ _KINDS: dict[str, type[Event]] = {
     cls.__name__: cls
     for cls in (
         RunStarted, KernelStarted, IterationStarted, ReplyPart, ReplyRestarted, ReplyEnded, CellStarted, CellOutput,
-        CellPicture, CellEnded, CallStarted, CallEnded, ChildStarted, ChildEnded, RequestRetried, Notice, RunEnded,
+        CellPicture, CellEnded, CallStarted, CallEnded, ChildStarted, ChildEnded, RequestRetried, Notice, RunEnded, StepTold,
+        SandboxStarted, SandboxEnded,
     )
 }  # fmt: skip
 

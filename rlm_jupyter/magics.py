@@ -93,14 +93,31 @@ class RLMMagics(Magics):
     price_as = Unicode(
         "", help="The model whose price holds for names of your own: deployments of Azure, models behind base_url."
     ).tag(config=True)
-    env = Unicode("local", help="Where the code runs: local (not isolated) or docker (a container).").tag(config=True)
+    env = Unicode(
+        "local", help="Where the code runs: local (not isolated), docker (a container) or modal (a sandbox in Modal's cloud)."
+    ).tag(config=True)
     kernel = Unicode("", help="An installed kernelspec to run the code in; empty: this notebook's Python.").tag(config=True)
     view = Enum(VIEWS, "auto", help="What is shown: html in notebooks, text in terminals, none; auto chooses.").tag(config=True)
-    image = Unicode("", help="With --env docker: the image to start from; empty: python:X.Y-slim.").tag(config=True)
+    image = Unicode(
+        "", help="The image to start from; empty: python:X.Y-slim with --env docker, modal_image() with --env modal."
+    ).tag(config=True)
     docker_network = Unicode("", help="With --env docker: a network of the engine's; empty: none.").tag(config=True)
-    memory = Unicode("", help="With --env docker: memory, such as 8g; empty: 4g and three times the context.").tag(config=True)
+    memory = Unicode(
+        "",
+        help="Memory, such as 8g; empty: with --env docker 4g and three times the context, with --env modal what Modal gives.",
+    ).tag(config=True)
     cpus = Float(None, allow_none=True, help="With --env docker: processors; none: 2.").tag(config=True)
     gpus = Unicode("", help="With --env docker: what `docker run --gpus` takes; empty: none.").tag(config=True)
+    app_name = Unicode("", help="With --env modal: the app that the sandbox belongs to; empty: rlm-sandbox.").tag(config=True)
+    sandbox_timeout = Int(None, allow_none=True, help="With --env modal: seconds until Modal ends the sandbox; none: 600.").tag(
+        config=True
+    )
+    gpu = Unicode("", help="With --env modal: a GPU, such as T4, or A100:2 for two; empty: none.").tag(config=True)
+    cpu = Float(None, allow_none=True, help="With --env modal: cores, such as 2; none: what Modal gives.").tag(config=True)
+    network = Unicode("", help="With --env modal: closed, open, or domains with commas between them; empty: closed.").tag(
+        config=True
+    )
+    bridge = Unicode("", help="With --env modal: how LM calls leave the sandbox; empty: the default.").tag(config=True)
     max_iterations = Int(30, help="Turns of the root LM.").tag(config=True)
     max_calls = Int(1000, help="LM requests of every kind, retries included.").tag(config=True)
     max_tokens = Int(None, allow_none=True, help="Tokens in and out of the whole run; none: no cap.").tag(config=True)
@@ -141,7 +158,10 @@ class RLMMagics(Magics):
         help="A variable of the notebook, or a path: a text file, a folder, a glob. Several make a dict by name.",
     )
     @argument(
-        "--env", metavar="NAME", help="Where the code runs: local (not isolated) or docker (a container). Default: local."
+        "--env",
+        metavar="NAME",
+        help="Where the code runs: local (not isolated), docker (a container) or modal (a sandbox in Modal's cloud). "
+        "Default: local.",
     )
     @argument(
         "--model",
@@ -166,13 +186,36 @@ class RLMMagics(Magics):
     @argument("--max-concurrency", type=_whole, metavar="N", help="LM requests under way at once. Default: 32.")
     @argument("--max-output-tokens", type=_whole, metavar="N", help="Tokens of one reply. Default: 8192.")
     @argument("--kernel", metavar="NAME", help="An installed kernelspec to run the code in. Default: this notebook's Python.")
-    @argument("--image", metavar="NAME", help="With --env docker: the image to start from. Default: python:X.Y-slim.")
+    @argument(
+        "--image",
+        metavar="NAME",
+        help="The image to start from, by its name in a registry; with --env modal also a variable that holds a modal.Image. "
+        "Default: python:X.Y-slim with --env docker, rlm_jupyter.modal_image() with --env modal.",
+    )
     @argument("--docker-network", metavar="NAME", help="With --env docker: a network of the engine's. Default: no network.")
     @argument(
-        "--memory", metavar="SIZE", help="With --env docker: memory, such as 8g. Default: 4g and three times the context."
+        "--memory",
+        metavar="SIZE",
+        help="Memory, such as 8g. Default: 4g and three times the context with --env docker, what Modal gives else.",
     )
     @argument("--cpus", type=float, metavar="N", help="With --env docker: processors. Default: 2.")
     @argument("--gpus", metavar="GPUS", help="With --env docker: what `docker run --gpus` takes, such as all. Default: none.")
+    @argument("--app-name", metavar="NAME", help="With --env modal: the app the sandbox belongs to. Default: rlm-sandbox.")
+    @argument(
+        "--sandbox-timeout",
+        type=_whole,
+        metavar="SECONDS",
+        help="With --env modal: when Modal ends the sandbox, at most 86,400. Default: 600.",
+    )
+    @argument("--gpu", metavar="GPU", help="With --env modal: a GPU, such as T4, or A100:2 for two. Default: none.")
+    @argument("--cpu", type=float, metavar="N", help="With --env modal: cores, such as 2. Default: what Modal gives.")
+    @argument(
+        "--network",
+        metavar="NETWORK",
+        help="With --env modal: closed, open (code can send what it reads anywhere), or the domains that it may reach, such as "
+        "pypi.org,files.pythonhosted.org. Default: closed.",
+    )
+    @argument("--bridge", metavar="BRIDGE", help="With --env modal: how LM calls leave the sandbox. Default: exec.")
     @argument("--setup-code", metavar="CODE", help="Code to run first, or the name of a str variable that holds it.")
     @argument("--show-pictures-to-model", action="store_true", help="Send the root LM the pictures that the code makes.")
     @argument("--save-files", metavar="DIR", help="Write the files that the code made there, over none that exist.")
@@ -221,7 +264,7 @@ class RLMMagics(Magics):
         return options
 
     def _settings(self, options: argparse.Namespace) -> RunSettings:
-        from rlm_jupyter.settings import PLACES, RunSettings
+        from rlm_jupyter.settings import RunSettings
 
         def chosen(name: str) -> Any:
             given = getattr(options, name)
@@ -236,7 +279,7 @@ class RLMMagics(Magics):
             api_key_env=chosen("api_key_env") or None,
             price_as=chosen("price_as") or None,
             environment=environment,
-            **{name: self._of_place(options, name, environment) for name in PLACES},
+            **self._place(options, environment),
             setup_code=self._setup_code(options.setup_code),
             cost_is_explicit=options.max_cost not in (None, NO_CAP),
             keep_trace=not options.no_trace,
@@ -244,12 +287,26 @@ class RLMMagics(Magics):
             **{name: chosen(name) for name in caps},
         )
 
-    def _of_place(self, options: argparse.Namespace, name: str, environment: str) -> Any:
-        """Give an option that is of one environment only: its default does not count in another one."""
+    def _place(self, options: argparse.Namespace, environment: str) -> dict[str, Any]:
+        """Give the settings that are of some environments only: in another one a default does not count, an option does."""
         from rlm_jupyter.settings import PLACES
 
-        given = getattr(options, name)
-        return given if given is not None or PLACES[name] != environment else getattr(self, name) or None
+        found: dict[str, Any] = {}
+        for name in PLACES.keys() & vars(options):
+            given = getattr(options, name)
+            found[name] = given if given is not None or environment not in PLACES[name] else getattr(self, name) or None
+        if environment == "modal" and found["image"] in self._shell.user_ns:
+            found["image"], found["objects"] = self._image(found["image"])
+        return found
+
+    def _image(self, name: str) -> tuple[str, dict[str, Any]]:
+        """Give what settings hold of the image in a variable: text as it is, a `modal.Image` by the variable's name."""
+        value, modal = self._shell.user_ns[name], sys.modules.get("modal")
+        if isinstance(value, str):
+            return value, {}
+        if modal is None or not isinstance(value, modal.Image):
+            raise UsageError(f"--image {name}: the variable {name} is a {type(value).__name__}, not a modal.Image")
+        return f"<{name}>", {f"<{name}>": value}
 
     def _setup_code(self, code: str | None) -> str | None:
         value = self._shell.user_ns.get(code) if code and code.isidentifier() else None

@@ -35,6 +35,9 @@ class RLMResult:
         Tokens, and dollars (None where a price is not known) of the whole run.
     seconds
         From the start to the end.
+    sandbox_seconds
+        For how long a sandbox ran that somebody else bills (`trace.machine` says which); `cost` does not hold that. None
+        where there was none.
     trace
         Everything that happened, as a tree.
     files
@@ -55,6 +58,7 @@ class RLMResult:
     trace: Trace
     error: RLMError | None = None
     files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+    sandbox_seconds: float | None = None
 
     def save_files(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write `files` below `folder`, never over a file that is there; give their paths."""

@@ -17,7 +17,7 @@ from rlm_jupyter.errors import SettingsError
 from rlm_jupyter.lm.table import PROVIDERS
 from rlm_jupyter.result import RLMResult
 from rlm_jupyter.run import Run, check, start
-from rlm_jupyter.settings import ENVIRONMENTS, PLACES, RunSettings, did_you_mean
+from rlm_jupyter.settings import ENVIRONMENTS, MODAL_NAMES, PLACES, RunSettings, did_you_mean
 
 
 class RLM:
@@ -33,7 +33,8 @@ class RLM:
         request (`temperature`, ...).
     environment, environment_kwargs
         Where the code runs: `local` (`kernel`, a kernelspec's name) or `docker` (`image`, `docker_network`, `memory`, `cpus`,
-        `gpus`); both take `setup_code`.
+        `gpus`) or `modal` (`app_name`, `timeout`, `image`, `gpu`, `cpu`, `memory`, `secrets`, `volumes`, `region`,
+        `idle_timeout`, `network`, `bridge`); all take `setup_code`.
     sub_model
         The model of the sub-calls; None: the same.
     allowed_models
@@ -205,10 +206,32 @@ class _Backend:
 def _environment_arguments(environment: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     if environment not in ENVIRONMENTS:
         return {}  # RunSettings refuses it by name
-    known = ("setup_code", *(name for name, of in PLACES.items() if of == environment))
+    names = {name: name for name in ("setup_code", *(name for name, places in PLACES.items() if environment in places))}
+    if environment == "modal":
+        from rlm_jupyter.kernels.modal_place import ModalPlace
+
+        names = {MODAL_NAMES.get(name, name): name for name in names}
+        ModalPlace.of({name: value for name, value in arguments.items() if name != "setup_code"})
     for name in arguments:
         if name in ("context_payload", "lm_handler_address"):
             raise SettingsError(f"environment_kwargs: {name!r} is set by RLM; pass the context to completion()")
-        if name not in known:
-            raise SettingsError(f"environment_kwargs: {environment} has no argument {name!r}{did_you_mean(name, known)}")
-    return arguments
+        if name not in names:
+            raise SettingsError(f"environment_kwargs: {environment} has no argument {name!r}{did_you_mean(name, names)}")
+    if environment != "modal":
+        return arguments
+    objects: dict[str, Any] = {}
+    named = {names[name]: _named(value, name.removesuffix("s"), objects) for name, value in arguments.items()}
+    return {**named, "objects": objects}
+
+
+def _named(value: Any, kind: str, objects: dict[str, Any]) -> Any:
+    """Give an argument as settings hold it: an object of Modal's is named, and put among `objects` under that name."""
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(path): _named(item, kind, objects) for path, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return tuple(_named(item, kind, objects) for item in value)
+    name = f"<{kind}>" if f"<{kind}>" not in objects else f"<{kind} {len(objects) + 1}>"
+    objects[name] = value
+    return name

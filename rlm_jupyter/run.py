@@ -192,6 +192,8 @@ class Run:
                 isolation=self._task.place.isolation,
             )
         )
+        for warning in self._task.place.warnings:
+            self._emit(events.Notice(text=warning))
         answer: Answer = Answer("stopped")
         error: RLMError | None = None
         # Cancelled from within (stop) the scope takes it; from without (the engine is closed) it is taken here: nothing
@@ -226,8 +228,10 @@ class Run:
     async def _in_environment(self) -> Answer:
         settings = self.settings
         asyncio.get_running_loop().run_in_executor(None, providers.warm_up, settings)
-        environment = await self._engine.lease(self._task.place)
+        environment = await self._engine.lease(self._task.place, lambda line: self._emit(events.StepTold(text=line)))
         healthy = False
+        if machine := self._task.place.machine:
+            self._emit(events.SandboxStarted(machine=machine, seconds=time.monotonic() - environment.began))
         try:
             answer = await self._with_models(environment)
             healthy = True
@@ -235,6 +239,8 @@ class Run:
         finally:
             with anyio.CancelScope(shield=True):
                 await self._engine.give_back(self._task.place, environment, healthy=healthy)
+            if machine:
+                self._emit(events.SandboxEnded(seconds=time.monotonic() - environment.began))
 
     async def _with_models(self, environment: Environment) -> Answer:
         settings = self.settings
@@ -263,7 +269,11 @@ class Run:
             try:
                 await node.set_up(self.settings.setup_code)
             except ValueError as failure:
-                raise KernelStartError(f"the set-up code failed, so nothing was asked: {failure}") from None
+                advice = self._task.place.advice(str(failure))
+                told = f"the set-up code failed, so nothing was asked: {failure}" + (f"\n{advice}" if advice else "")
+                raise KernelStartError(told) from None
+            if advice := self._task.place.advice(self._set_up_output()):
+                self._emit(events.Notice(text=f"the set-up code seems to have missed something: {advice}"))
         try:
             answer = await node.run(self._task.question, self._task.context.description, self._task.place.limits)
         except LimitReached:
@@ -271,6 +281,11 @@ class Run:
             raise
         self._files = await node.files()
         return answer
+
+    def _set_up_output(self) -> str:
+        """Give what the set-up code put out: a shell command that fails raises nothing."""
+        cells = [cell for turn in self.trace.iterations if turn.iteration == 0 for cell in turn.cells]
+        return "".join(output.text for cell in cells for output in cell.outputs)
 
     def _tell_unknown_prices(self) -> None:
         settings = self.settings
@@ -330,6 +345,7 @@ class Run:
             trace=trace,
             error=error,
             files=self._files,
+            sandbox_seconds=trace.machine_seconds,
         )
 
 

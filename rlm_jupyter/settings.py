@@ -13,7 +13,7 @@ import json
 import keyword
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rlm_jupyter.errors import SettingsError
@@ -42,6 +42,7 @@ PICTURE_CAP = 8 * MIB
 ENVIRONMENTS: Mapping[str, str] = {
     "local": "not isolated: the code runs with your own rights on this machine",
     "docker": "isolated: a container without network and capabilities, with a read-only root and limits",
+    "modal": "isolated: a sandbox in Modal's cloud, with a file system of its own and, unless one is opened, no network",
 }
 """Where the code that the LM writes can run, with the isolation told truthfully."""
 
@@ -71,6 +72,12 @@ class RunSettings:
     image, docker_network, memory, cpus, gpus
         Of a container: the image to start from (None: python:X.Y-slim), a network of the engine's (None: no network), memory
         ("4g"), processors, and what `docker run --gpus` takes.
+    image, memory, app_name, sandbox_timeout, idle_timeout, gpu, cpu, secrets, volumes, region, network, bridge
+        Of a sandbox at Modal: see `kernels.modal_place.ModalPlace`, where the third is `timeout`. None: not given. Memory is
+        in MiB, or as of a container.
+    objects
+        What some of these settings only name: `<image>` stands for the `modal.Image` that is kept here under that name. They
+        are no part of the JSON, and whoever reads settings back from it gives the objects again.
     allowed_models
         What code in the REPL may name besides the run's models.
     max_iterations, max_calls, max_tokens, max_cost, timeout
@@ -97,9 +104,19 @@ class RunSettings:
     kernel: str | None = None
     image: str | None = None
     docker_network: str | None = None
-    memory: str | None = None
+    memory: str | int | tuple[int, int] | None = None
     cpus: float | None = None
     gpus: str | None = None
+    app_name: str | None = None
+    sandbox_timeout: int | None = None
+    idle_timeout: int | None = None
+    gpu: str | None = None
+    cpu: float | tuple[float, float] | None = None
+    secrets: tuple[str, ...] | None = None
+    volumes: Mapping[str, str] | None = None
+    region: str | tuple[str, ...] | None = None
+    network: str | tuple[str, ...] | None = None
+    bridge: str | None = None
     setup_code: str | None = None
     allowed_models: tuple[str, ...] = ()
     max_iterations: int = 30
@@ -117,6 +134,7 @@ class RunSettings:
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     keep_trace: bool = True
     show_pictures: bool = False
+    objects: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -141,37 +159,36 @@ class RunSettings:
 
     def _check_place(self) -> None:
         """Refuse settings of one environment for another: they would be without effect."""
-        for name, environment in PLACES.items():
-            if getattr(self, name) is not None and self.environment != environment:
-                option = "--" + name.replace("_", "-")
-                raise SettingsError(f"{option} is for --env {environment}; this run is --env {self.environment}: leave it out")
-        if self.memory is not None:
-            _bytes(self.memory)
+        for name, environments in PLACES.items():
+            if getattr(self, name) is not None and self.environment not in environments:
+                twin = next(
+                    (twins[self.environment] for twins in TWINS if name in twins.values() and self.environment in twins), ""
+                )
+                here = f"--env {self.environment}"
+                advice = f"with {here} type {option(twin)}" if twin else f"this run is {here}: leave it out"
+                raise SettingsError(f"{option(name)} is for --env {' or '.join(environments)}; {advice}")
+        if self.environment == "docker" and self.memory is not None:
+            size_of(self.memory)
 
     @property
     def memory_bytes(self) -> int | None:
-        return None if self.memory is None else _bytes(self.memory)
+        return None if self.memory is None else size_of(self.memory)
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain JSON values, from which `from_dict` makes an equal object."""
-        data = dataclasses.asdict(self)
-        data["allowed_models"] = list(self.allowed_models)
-        data["prices"] = {model: list(price) for model, price in self.prices.items()}
-        data["sampling"] = dict(self.sampling)
-        return data
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self) if field.name != "objects"}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> RunSettings:
-        known = {field.name for field in dataclasses.fields(cls)}
+    def from_dict(cls, data: Mapping[str, Any], objects: Mapping[str, Any] | None = None) -> RunSettings:
+        """Read settings back. `objects`: what they name without holding it."""
+        known = {field.name for field in dataclasses.fields(cls)} - {"objects"}
         for name in data:
             if name not in known:
                 raise SettingsError(f"no setting is named {name!r}{did_you_mean(name, known)}")
-        fields = dict(data)
-        if "allowed_models" in fields:
-            fields["allowed_models"] = tuple(fields["allowed_models"])
+        fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
         if "prices" in fields:
             fields["prices"] = {model: (float(price[0]), float(price[1])) for model, price in fields["prices"].items()}
-        return cls(**fields)
+        return cls(**fields, objects=objects or {})
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), sort_keys=True)
@@ -185,12 +202,41 @@ class RunSettings:
         return self.sub_model or self.model
 
 
-PLACES = {"kernel": "local", **dict.fromkeys(("image", "docker_network", "memory", "cpus", "gpus"), "docker")}
-"""Settings that are of one environment only, and which."""
+MODAL_ONLY = (
+    "app_name", "sandbox_timeout", "idle_timeout", "gpu", "cpu", "secrets", "volumes", "region", "network", "bridge"
+)  # fmt: skip
+MODAL_NAMES = {"sandbox_timeout": "timeout"}
+"""What a sandbox's own arguments are called where that is another name."""
+PLACES: Mapping[str, tuple[str, ...]] = {
+    "kernel": ("local",),
+    **dict.fromkeys(("image", "memory"), ("docker", "modal")),
+    **dict.fromkeys(("docker_network", "cpus", "gpus"), ("docker",)),
+    **dict.fromkeys(MODAL_ONLY, ("modal",)),
+}
+"""Settings that are of some environments only, and which."""
+TWINS: Sequence[Mapping[str, str]] = (
+    {"docker": "cpus", "modal": "cpu"},
+    {"docker": "gpus", "modal": "gpu"},
+    {"docker": "docker_network", "modal": "network"},
+)
+"""Settings that mean much the same and take other values, by environment: each has the name that its own place gives it."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
 
 
-def _bytes(text: str) -> int:
+def option(name: str) -> str:
+    """Give the option of the magic that sets a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def _plain(value: Any) -> Any:
+    """Give a copy of a setting's value as JSON has it."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def size_of(text: object) -> int:
+    """Give the bytes that a size such as `4g` means; a SettingsError where it is none, or less than 16 MiB."""
     match = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
     size = int(float(match[1]) * 1024 ** " kmgt".index(match[2].lower() or " ")) if match else 0
     if size < 16 * MIB:
@@ -207,11 +253,10 @@ def size_text(size: int) -> str:
 
 
 def _check_positive(name: str, value: Any, *, whole: bool) -> None:
-    option = "--" + name.replace("_", "-")
     number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if not number or not value > 0 or not math.isfinite(value):
         kind = "a whole number above 0" if whole else "a number above 0"
-        raise SettingsError(f"{option} must be {kind}, not {value!r}")
+        raise SettingsError(f"{option(name)} must be {kind}, not {value!r}")
 
 
 def check_variable_name(name: str, reserved: Iterable[str] = ()) -> str:

@@ -176,6 +176,10 @@ class Trace(Branch):
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     context_digest: str = ""
     isolation: str = ""
+    step: str = ""
+    machine: str = ""
+    machine_started: float = 0.0
+    machine_seconds: float | None = None
     pictures: dict[int, CellPicture] = dataclasses.field(default_factory=dict)
     notices: list[str] = dataclasses.field(default_factory=list)
     retries: int = 0
@@ -217,8 +221,14 @@ class Trace(Branch):
                 self.isolation, self.started = event.isolation, event.at
             case events.KernelStarted():
                 branch.kernel = event.how
+            case events.StepTold():
+                self.step = event.text
+            case events.SandboxStarted():
+                self.machine, self.machine_started = event.machine, event.at - event.seconds
+            case events.SandboxEnded():
+                self.machine_seconds = event.seconds
             case events.IterationStarted():
-                branch.max_iterations = event.of
+                self.step, branch.max_iterations = "", event.of
                 if branch.iterations:
                     branch.iterations[-1].state = "ended"
                 branch.iterations.append(Iteration(event.iteration, event.at))
@@ -255,6 +265,7 @@ class Trace(Branch):
             case ChildStarted():
                 self._begin(event)
             case events.ChildEnded() | events.RunEnded():
+                self.step = ""
                 branch.end(event)
             case events.RequestRetried():
                 self.retries += 1

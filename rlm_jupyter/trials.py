@@ -68,7 +68,7 @@ def _docker(defaults: Mapping[str, Any]) -> Trial:
             "not ready" if wanted else "not ready, and not needed for --env local", PROBLEM if wanted else NOTE, str(error)
         )
     try:
-        given: dict[str, Any] = {name: defaults.get(name) or None for name, place in PLACES.items() if place == "docker"}
+        given: dict[str, Any] = {name: defaults.get(name) or None for name, places in PLACES.items() if "docker" in places}
         settings = RunSettings(model="demo", environment="docker", **given)
         docker.check_box(settings, found, engine, 0)
         image = images.ready(found, settings.image)
@@ -85,6 +85,23 @@ def _docker(defaults: Mapping[str, Any]) -> Trial:
         return Trial("not ready", PROBLEM, str(error))
     where = f"a container of {image.base} (Python {image.python})"
     return Trial(f"ready: ran a cell in {where}, {seconds:.1f} s with its start ({ENVIRONMENTS['docker']})", engine=what)
+
+
+def _modal(defaults: Mapping[str, Any]) -> Trial:
+    """Look for package and token, which one may well do without. A sandbox would be billed, so none is started."""
+    from rlm_jupyter.kernels import modal_launch
+
+    chosen = defaults.get("env") == "modal"
+    try:
+        given: dict[str, Any] = {name: defaults.get(name) or None for name, places in PLACES.items() if "modal" in places}
+        place = modal_launch.place_of(RunSettings(model="demo", environment="modal", **given))
+        where = modal_launch.token_from()
+    except SettingsError as error:
+        return Trial(
+            "not ready" if chosen else "not ready, and not needed for --env local", PROBLEM if chosen else NOTE, str(error)
+        )
+    told = f"a token is there ({where}); not tried, as Modal bills each second of a sandbox ({place.isolation})"
+    return Trial(told, OK if chosen else NOTE, "", f"modal {modal_launch.version()}")
 
 
 def _client(client: Client) -> str:
@@ -151,5 +168,5 @@ async def _no_calls(request: object) -> list[Any]:
     return []
 
 
-TRIES: Mapping[str, Callable[[Mapping[str, Any]], Trial]] = {"local": _local, "docker": _docker}
+TRIES: Mapping[str, Callable[[Mapping[str, Any]], Trial]] = {"local": _local, "docker": _docker, "modal": _modal}
 """How each environment is tried, given the magic's defaults; a test holds that none is missing."""

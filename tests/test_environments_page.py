@@ -14,6 +14,10 @@ from rlm_jupyter.settings import ENVIRONMENTS, MIB, PLACES, size_text
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "environments.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TOLD = {
+    "docker": ("no network", "read-only root", "no capabilities", "not root"),
+    "modal": ("no network unless", "nothing of your", "bills it by the second"),
+}
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
 
@@ -32,22 +36,22 @@ def test_p02_the_tables_name_every_environment_and_tell_its_isolation(text: str)
             assert re.search(r"\*\*non-isolated\*\*|\*\*none:", table[name])
             assert "your own rights on this machine" in table[name]
         else:
-            assert re.search(r"\*\*isolated\*\*|\*\*a container\*\*", table[name])
-            for what in ("no network", "read-only root", "no capabilities", "not root"):
+            assert re.search(r"\*\*isolated\*\*|\*\*a container\*\*|\*\*a cloud sandbox\*\*", table[name])
+            for what in TOLD[name]:
                 assert what in table[name]
 
 
 def test_the_page_has_every_option_of_a_box_with_its_default() -> None:
     table = rows(PAGE, "option")
     assert {name.partition(" ")[0] for name in table} == {
-        "--" + name.replace("_", "-") for name, place in PLACES.items() if place == "docker"
+        "--" + name.replace("_", "-") for name, places in PLACES.items() if "docker" in places
     }
     assert f"{size_text(docker.MEMORY)} and three times the context" in table["--memory SIZE"]
     assert f"| {docker.PROCESSORS}, as far as" in table["--cpus N"]
     assert "3.11" in table["--image NAME"]
     helps = {option: action.help or "" for action in RLMMagics.ask.parser._actions for option in action.option_strings}
     assert f"Default: {docker.PROCESSORS}." in helps["--cpus"]
-    assert f"Default: {docker.MEMORY // MIB // 1024}g and three times the context." in helps["--memory"]
+    assert f"Default: {docker.MEMORY // MIB // 1024}g and three times the context with --env docker" in helps["--memory"]
 
 
 def test_the_page_tells_the_sizes_and_names_that_hold() -> None:

@@ -12,7 +12,7 @@ import pytest
 from rlm_jupyter import RLM
 from rlm_jupyter.engine import Engine
 from rlm_jupyter.kernels.environment import Environment
-from rlm_jupyter.kernels.launch import Launch
+from rlm_jupyter.kernels.launch import Launch, Told
 from rlm_jupyter.testing import Request, ScriptedServer
 from tests.models import answer, code
 
@@ -68,8 +68,8 @@ class Watched(Engine):
 
     leased: Environment
 
-    async def lease(self, launch: Launch) -> Environment:
-        self.leased = await super().lease(launch)
+    async def lease(self, launch: Launch, told: Told = lambda line: None) -> Environment:
+        self.leased = await super().lease(launch, told)
         return self.leased
 
 

@@ -111,7 +111,7 @@ def test_a_key_with_a_line_end_is_refused(shell: Shell, monkeypatch: pytest.Monk
         ("%%rlm --context ", ["docs", "held", "number", "report", "setup"]),
         ("%%rlm --context d", ["docs"]),
         ("%%rlm --setup-code ", ["report", "setup"]),
-        ("%%rlm --env ", ["docker", "local"]),
+        ("%%rlm --env ", ["docker", "local", "modal"]),
         ("%%rlm --view h", ["html"]),
         ("%%rlm --model de", ["deepseek/", "demo"]),
         ("%%rlm --model ollam", ["ollama/"]),

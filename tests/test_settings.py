@@ -22,6 +22,13 @@ def test_settings_round_trip_through_json() -> None:
         setup_code="import os",
     )
     assert RunSettings.from_json(settings.to_json()) == settings
+    sandbox = RunSettings(
+        model="m", environment="modal", image="<mine>", objects={"<mine>": object()}, cpu=(0.5, 2.0), memory=(128, 4096),
+        network=("pypi.org",), secrets=("one", "<secret>"), volumes={"/data": "data"}, region=("us", "eu"), sandbox_timeout=60,
+    )  # fmt: skip
+    assert RunSettings.from_json(sandbox.to_json()) == sandbox
+    assert RunSettings.from_dict(sandbox.to_dict(), sandbox.objects).objects == sandbox.objects
+    assert "object" not in sandbox.to_json()
 
 
 def test_an_unknown_setting_is_refused_with_a_suggestion() -> None:

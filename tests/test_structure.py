@@ -70,15 +70,15 @@ MAY_IMPORT = {
         "trace_file",
         "values",
     },
-    "rlm": GROUND | {"engine", "lm.table", "result", "run"},
+    "rlm": GROUND | {"engine", "kernels.modal_place", "lm.table", "result", "run"},
     "widgets": {"events", "pictures", "trace"},
-    "completion": {"errors", "kernels.client", "lm.prices", "lm.table", "settings", "steering"},
+    "completion": {"errors", "kernels.client", "kernels.modal_place", "lm.prices", "lm.table", "settings", "steering"},
     "trials": GROUND | {"kernels"},
     "doctor": GROUND | {"lm", "redaction", "trace_file", "trials"},
     "steering": GROUND | {"doctor", "run", "trace", "trace_file", "widgets"},
     "magics": GROUND | {"completion", "contexts", "engine", "result", "run", "steering", "trace", "widgets"},
     "testing": GROUND,
-    "": {"magics", "rlm", "run", "result", "settings", "errors"},
+    "": {"kernels.modal_place", "magics", "rlm", "run", "result", "settings", "errors"},
 }
 
 

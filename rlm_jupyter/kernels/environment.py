@@ -7,6 +7,7 @@ the supervisor's messages to the kernels, notices when the supervisor falls sile
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
@@ -69,6 +70,8 @@ class Environment:
         `local`, ...
     isolation
         What separates the code from the user's machine, told truthfully.
+    began
+        Of `time.monotonic()`: since when there is something to be billed, where somebody bills it.
 
     Parameters
     ----------
@@ -81,6 +84,7 @@ class Environment:
     def __init__(self, place: Place, silence: float = SILENCE_SECONDS) -> None:
         self.name = place.name
         self.isolation = place.isolation
+        self.began = time.monotonic()
         self._place = place
         self._silence = silence
         self._stream: FramedStream | None = None

@@ -7,8 +7,8 @@ another one: what cannot be had is refused, in one line, before anything is star
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 from rlm_jupyter.kernels.environment import Environment
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 Told = Callable[[str], None]
 """Called with what is done that takes longer than a moment, a line each."""
+_NO_NETWORK = re.compile(
+    "Network is unreachable|Temporary failure in name resolution|Name or service not known|No address associated"
+    "|Failed to establish a new connection|Could not resolve host|urlopen error|Max retries exceeded|No matching distribution"
+    "|All connection attempts failed|ConnectionRefusedError"
+)
+"""How Python, pip, requests, httpx, curl and git say that a place could not be reached."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,15 +39,28 @@ class Launch:
     limits
         What the LM is told of the place: what its code cannot do there. '' where it is as anywhere else.
     open
-        Opens it.
+        Opens it, and tells the steps that take longer than a moment.
     warm
         Under what name it may be kept for a next run with the same needs; None: it ends with its run.
+    machine
+        What somebody else bills by the second while it is open, beside the LMs; '' where nobody does.
+    network_advice
+        What to type where code failed for want of a network; '' where there is one.
+    warnings
+        What the user should know before the first request.
     """
 
     isolation: str
-    open: Callable[[], Awaitable[Environment]]
+    open: Callable[[Told], Awaitable[Environment]]
     warm: str | None = None
     limits: str = ""
+    machine: str = ""
+    network_advice: str = ""
+    warnings: tuple[str, ...] = ()
+
+    def advice(self, failure: str) -> str:
+        """Give what to type where a failure of code reads as if it was for want of a network; '' where it does not."""
+        return self.network_advice if _NO_NETWORK.search(failure) else ""
 
 
 def check(settings: RunSettings) -> None:
@@ -54,6 +73,10 @@ def check(settings: RunSettings) -> None:
         if settings.image is not None:
             images.check_name(settings.image)
         client.check_engine(client.find())
+    elif settings.environment == "modal":
+        from rlm_jupyter.kernels import modal_launch
+
+        modal_launch.check(settings)
 
 
 def prepare(settings: RunSettings, context: int, told: Told) -> Launch:
@@ -73,8 +96,31 @@ def prepare(settings: RunSettings, context: int, told: Told) -> Launch:
         engine = client.check_engine(found, client.PATIENT_SECONDS)
         docker.check_box(settings, found, engine, context)
         box = docker.make_box(settings, found, engine, images.prepare(found, settings.image, told), context)
-        return Launch(box.isolation, partial(docker.open_docker, box), limits=_limits(box))
-    return Launch(ENVIRONMENTS["local"], partial(open_local, settings.kernel), f"local {settings.kernel or ''}")
+        return Launch(
+            box.isolation,
+            lambda told: docker.open_docker(box),
+            limits=_limits(box),
+            network_advice="the container has no network: --docker-network bridge gives it one"
+            if box.network == "none"
+            else "",
+        )
+    if settings.environment == "modal":
+        return _at_modal(settings)
+    return Launch(ENVIRONMENTS["local"], lambda told: open_local(settings.kernel), f"local {settings.kernel or ''}")
+
+
+def _at_modal(settings: RunSettings) -> Launch:
+    from rlm_jupyter.kernels import modal, modal_launch
+
+    place = modal_launch.place_of(settings)
+    return Launch(
+        place.isolation,
+        lambda told: modal.open_modal(place, told=told),
+        limits=modal_launch.limits(place),
+        machine=modal_launch.machine(place),
+        network_advice=modal_launch.network_advice(place),
+        warnings=modal_launch.warnings(settings, place),
+    )
 
 
 def _limits(box: Box) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -85,6 +86,7 @@ async def open_modal(
     environment = Environment(running, silence=READY_SECONDS)  # the stream itself is less patient
     try:
         await running.create()
+        environment.began = time.monotonic()
         await running.connect(environment, how)
     except BaseException as error:
         reason = running.refusal() if isinstance(error, KernelDied) else ""

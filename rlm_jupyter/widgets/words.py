@@ -233,6 +233,8 @@ def totals(trace: Trace) -> list[tuple[str, str]]:
     rows.append(("cost", spent(trace)))
     limit = _figure(setting(trace, "timeout"))
     rows.append(("time", duration(elapsed(trace)) + (f" of at most {duration(limit)}" if limit else "")))
+    if machine := sandbox(trace):
+        rows.append(("sandbox", f"{machine}; billed by Modal, outside --max-cost"))
     environment = ", ".join(filter(None, (one_line(setting(trace, "environment") or "", 40), _isolation(trace))))
     if trace.kernel:
         environment += f" (kernel: {one_line(trace.kernel, 40)})"
@@ -247,6 +249,15 @@ def totals(trace: Trace) -> list[tuple[str, str]]:
             )
         )
     return rows
+
+
+def sandbox(trace: Trace, seconds: float | None = None) -> str:
+    """Give what a billed sandbox has taken so far; '' where there is none. `seconds`: since the run's start, where it runs."""
+    if not trace.machine:
+        return ""
+    last = trace.started + (elapsed(trace) if seconds is None else seconds)
+    taken = last - trace.machine_started if trace.machine_seconds is None else trace.machine_seconds
+    return f"{duration(taken)}, {one_line(trace.machine, 120)}"
 
 
 def batch(calls: Sequence[Call]) -> str:
@@ -327,7 +338,7 @@ def state(trace: Trace) -> str:
     if trace.status != "running":
         return status(trace)
     if not trace.iterations:
-        return "Starting"
+        return f"Starting: {one_line(trace.step, 120)}" if trace.step else "Starting"
     last = trace.iterations[-1]
     if last.state == "asking":
         return "Reading the reply" if last.reply else "Asking the model"
@@ -347,6 +358,8 @@ def progress(trace: Trace, seconds: float) -> list[str]:
         parts.append(batch(trace.calls))
     parts += [tokens(trace.usage), spent(trace)]
     parts.append(duration(seconds) if seconds >= 59.5 else f"{int(seconds)} s")
+    if machine := sandbox(trace, seconds):
+        parts.append(f"sandbox {machine} (outside --max-cost)")
     return [*parts, models(trace)]
 
 

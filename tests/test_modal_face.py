@@ -1,0 +1,303 @@
+"""What one types for a sandbox at Modal: every option reaches Modal, the run says what it is, and what cannot be is one line.
+
+With the real SDK on the local control plane. That kernels behave there as anywhere else is shown by `conformance`, how a
+sandbox is lost by `test_modal`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import modal
+import pytest
+from IPython.core.error import UsageError
+
+from rlm_jupyter import RLM, KernelError, SettingsError, modal_image
+from rlm_jupyter.errors import RLMError
+from rlm_jupyter.kernels import modal_launch
+from rlm_jupyter.settings import RunSettings
+from rlm_jupyter.trials import NOTE, OK, PROBLEM, TRIES
+from rlm_jupyter.widgets import html, text
+from tests.modal_local.plane import Created, LocalModal
+from tests.models import answer, code, scripted, text_of
+from tests.payloads import Page
+from tests.shells import Shell, open_shell
+
+pytestmark = pytest.mark.needs("bwrap")
+
+CANARY = "hush-4f1c9e"
+
+
+@pytest.fixture(autouse=True)
+def plane(local_modal: LocalModal) -> Iterator[LocalModal]:
+    """Every test leaves no sandbox running."""
+    yield local_modal
+    assert local_modal.running() == []
+
+
+def made(plane: LocalModal, before: int) -> Created:
+    """Give the one request for a sandbox that came since."""
+    (created,) = plane.told().created[before:]
+    return created
+
+
+def count(plane: LocalModal) -> int:
+    return len(plane.told().created)
+
+
+@pytest.fixture
+def shell() -> Iterator[Shell]:
+    with open_shell() as shell:
+        shell.run("docs = 'The answer is 42.'; number = 42; named = 'python:3.12-slim'")
+        shell.run("import modal; mine = modal.Image.debian_slim(python_version='3.11').pip_install('numpy', 'dill', 'flask')")
+        yield shell
+
+
+def test_the_magic_runs_in_a_sandbox_of_the_users_image_with_what_was_typed(shell: Shell, plane: LocalModal) -> None:
+    before = count(plane)
+    shell.run("%config RLMMagics.app_name = 'from-a-trait'")
+    shell.run("%config RLMMagics.cpus = 3")
+    ran = shell.run(
+        "%%rlm --env modal --image mine --cpu 0.5 --memory 2g --sandbox-timeout 900 --network pypi.org,*.example.com "
+        "--model demo --context docs --out result --timeout 901\nWhat is the answer?"
+    )
+    assert ran.error is None, ran.output
+    result = shell.namespace["result"]
+    assert "42" in result.response
+    created = made(plane, before)
+    asked = created.definition
+    assert (created.app, asked["timeout_secs"]) == ("from-a-trait", 900)
+    assert (asked["resources"]["milli_cpu"], asked["resources"]["memory_mb"]) == (500, 2048)
+    assert asked["network_access"]["allowed_domains"] == ["pypi.org", "*.example.com"]
+    installed = [line for layer in plane.image(asked["image_id"]) for line in layer["dockerfile_commands"] if "pip" in line]
+    assert any("flask" in line for line in installed)
+    assert "isolated: a sandbox at Modal (app from-a-trait), no network but pypi.org, *.example.com" in ran.output
+    assert "the sandbox ends after 900 s, the run may take 901 s: --sandbox-timeout 901" in ran.output
+    assert 0 < result.sandbox_seconds <= result.seconds
+    for shown in (ran.output, text.render(result.trace), Page(html.render(result.trace)).text):
+        assert "0.5 CPU, 2048 MiB; billed by Modal, outside --max-cost" in shown
+    settings = result.trace.settings
+    assert (settings["image"], settings["app_name"]) == ("<mine>", "from-a-trait")
+    assert "objects" not in settings
+    again = RunSettings.from_dict(json.loads(json.dumps(settings)))
+    with pytest.raises(SettingsError, match="these settings name <mine>, an object that is not kept in them"):
+        modal_launch.place_of(again)
+    image = shell.namespace["mine"]
+    assert modal_launch.place_of(RunSettings.from_dict(settings, {"<mine>": image})).image is image
+
+
+WORK = [
+    code("numbers = (n for n in range(3)); next(numbers)\nprint(os.environ['WORD'], ready)"),
+    code("print(llm_query('one'), llm_query_batched(['two', 'three']), next(numbers))"),
+    code("import matplotlib.pyplot as plt; plt.plot([1, 2]); plt.show()"),
+    code("big = 'x' * 10_000_000\nFINAL_VAR(big)"),
+]
+
+
+def test_the_api_gives_a_sandbox_all_that_was_asked_for_and_tells_the_lm_of_it(plane: LocalModal) -> None:
+    given: dict[str, str | None] = {"WORD": CANARY}
+    arguments = {
+        "gpu": "A100:2", "timeout": 1800, "idle_timeout": 120, "region": ["us-east", "eu-west"], "network": "open",
+        "secrets": [modal.Secret.from_dict(given)], "bridge": "exec", "setup_code": "import os; ready = 'set up'",
+        "volumes": {"/data": modal.Volume.from_name("tests-face", create_if_missing=True)},
+        "image": modal_image().pip_install("polars"),
+    }  # fmt: skip
+    before = count(plane)
+    echo = lambda request: request.prompt.upper()  # noqa: E731
+    with scripted(WORK, echo, environment="modal", environment_kwargs=arguments) as (rlm, server):
+        result = rlm.completion("four", "How long?")
+    assert result.value == "x" * 10_000_000
+    created = made(plane, before)
+    asked = created.definition
+    assert (created.backend, created.app) == ("V1", "rlm-sandbox")
+    gpu = asked["resources"]["gpu_config"]
+    assert (gpu["gpu_type"], gpu["count"]) == ("A100", 2)
+    assert (asked["timeout_secs"], asked["idle_timeout_secs"]) == (1800, 120)
+    assert asked["scheduler_placement"]["regions"] == ["us-east", "eu-west"]
+    assert asked["volume_mounts"][0]["mount_path"] == "/data"
+    assert asked.get("network_access", {}).get("network_access_type") != "BLOCKED"
+    first = server.requests[0].messages[1]["content"]
+    assert "Your code runs in a cloud sandbox with a network; 0.125 CPU, 128 MiB, GPU A100:2; it ends 1,800 s after" in first
+    told = text_of(server.requests[-1])
+    assert f"{CANARY} set up" in told
+    assert "ONE ['TWO', 'THREE'] 1" in told
+    assert len(result.trace.pictures) == 1
+    assert not any("sandbox ends" in notice for notice in result.trace.notices)
+    assert CANARY not in json.dumps(rlm.settings.to_dict())
+    assert rlm.settings.to_dict()["secrets"] == ["<secret>"]
+    assert RunSettings.from_json(rlm.settings.to_json()) == rlm.settings
+
+
+def test_set_up_code_that_needs_a_network_says_which_option_gives_one(plane: LocalModal) -> None:
+    shouts = "import sys; print('ERROR: No matching distribution found for polars', file=sys.stderr)"
+    reaches = "import urllib.request\nurllib.request.urlopen('http://example.com')"
+    place: dict[str, Any] = {"environment": "modal", "environment_kwargs": {"setup_code": reaches}}
+    with scripted([answer()], **place) as (rlm, server), pytest.raises(KernelError) as failed:
+        rlm.completion("c", "q")
+    assert server.requests == []
+    lines = str(failed.value).split("\n")
+    assert lines[0].startswith("the set-up code failed, so nothing was asked: URLError")
+    assert lines[1:] == [
+        "the sandbox has no network: --network pypi.org,files.pythonhosted.org opens it to those, --network open to all"
+    ]
+    place["environment_kwargs"] = {"setup_code": shouts, "network": ["example.com"]}
+    with scripted([answer()], **place) as (rlm, server):
+        result = rlm.completion("c", "q")
+    (notice,) = [notice for notice in result.trace.notices if "set-up" in notice]
+    assert "the sandbox reaches example.com only: add what it needs to --network" in notice
+
+
+BAD = [
+    ("--env modal --sandbox-timeout 86401", "--sandbox-timeout=86401: Modal lets a sandbox live 86,400 s"),
+    ("--env modal --sandbox-timeout 0", "--sandbox-timeout must be a whole number of seconds"),
+    ("--env modal --network closd", "--network='closd' is neither 'closed' nor 'open' nor a list of domains"),
+    ("--env modal --network https://pypi.org/", "--network: 'https://pypi.org/' is no domain"),
+    ("--env modal --bridge exce", "--bridge='exce' is not known; did you mean exec?"),
+    ("--env modal --app-name 'my app'", "--app-name='my app': type letters, digits"),
+    ("--env modal --memory 3", "--memory must be a size, such as 4g or 512m"),
+    ("--env modal --memory lots", "--memory must be a size, such as 4g or 512m"),
+    ("--env modal --cpu -1", "--cpu=-1.0: type cores"),
+    ("--env modal --image number", "--image number: the variable number is a int, not a modal.Image"),
+    ("--env modal --image 'no such'", "--image 'no such': not an image's name; type one such as python:3.11-slim"),
+    ("--env modal --cpus 2", "--cpus is for --env docker; with --env modal type --cpu"),
+    ("--env modal --gpus all", "--gpus is for --env docker; with --env modal type --gpu"),
+    ("--env modal --docker-network x", "--docker-network is for --env docker; with --env modal type --network"),
+    ("--env modal --kernel python3", "--kernel is for --env local; this run is --env modal: leave it out"),
+    ("--env docker --gpu T4", "--gpu is for --env modal; with --env docker type --gpus"),
+    ("--env docker --network open", "--network is for --env modal; with --env docker type --docker-network"),
+    ("--env docker --app-name x", "--app-name is for --env modal; this run is --env docker: leave it out"),
+    ("--env local --image mine", "--image is for --env docker or modal; this run is --env local: leave it out"),
+    ("--env modl", "no environment is named 'modl'; did you mean modal?"),
+]
+
+
+def test_p24_what_cannot_be_typed_is_one_line_and_asks_modal_for_nothing(shell: Shell, plane: LocalModal) -> None:
+    before = plane.told().requests
+    for line, told in BAD:
+        started = time.monotonic()
+        ran = shell.run(f"%%rlm {line} --model demo --context docs\nWhat is the answer?")
+        assert isinstance(ran.error, UsageError), line
+        assert str(ran.error).startswith(told), line
+        assert "\n" not in str(ran.error)
+        assert time.monotonic() - started < 5
+    assert plane.told().requests - before == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"app_nam": "x"}, "modal takes no 'app_nam'; did you mean app_name?"),
+        ({"encrypted_ports": [8080]}, "modal takes no 'encrypted_ports'; known: app_name, bridge, cpu"),
+        ({"block_network": True, "bridge": "tunnel"}, "block_network is spelled network='closed' here"),
+        ({"lm_handler_address": "x"}, "lm_handler_address is set by RLM"),
+        ({"context_payload": "x"}, "context_payload is set by RLM"),
+        ({"name": "x"}, "modal has no argument 'name'"),
+        ({"timeout": 10**6}, "timeout=1000000: Modal lets a sandbox live 86,400 s"),
+        ({"image": 5}, "image: give a modal.Image or a name in a registry, not a int"),
+        ({"secrets": [5]}, "secrets: give modal.Secret objects or their names, not a int"),
+        ({"volumes": {"/data": 5}}, "volumes: /data must be a modal.Volume or its name, not a int"),
+        ({"network": "pypi.org"}, 'type network=["pypi.org"]'),
+    ],
+)
+def test_p24_what_cannot_be_passed_is_one_line_and_asks_modal_for_nothing(
+    plane: LocalModal, given: dict[str, Any], line: str
+) -> None:
+    before = plane.told().requests
+    with pytest.raises(SettingsError) as refused:
+        RLM("demo", environment="modal", environment_kwargs=given)
+    assert line in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert plane.told().requests - before == {}
+
+
+def test_p24_an_image_that_modal_cannot_build_is_told_in_its_words_and_nothing_is_made(shell: Shell, plane: LocalModal) -> None:
+    before = count(plane)
+    plane.fail("ImageGetOrCreate", "NOT_FOUND", "the registry has no image nobody/nothing:1", times=10)
+    ran = shell.run("%%rlm --env modal --image nobody/nothing:1 --model demo --context docs --out kept\nWhat?")
+    assert isinstance(ran.error, RLMError)
+    assert str(ran.error) == "Modal refuses this sandbox: the registry has no image nobody/nothing:1"
+    assert shell.namespace["kept"].status == "failed"
+    assert count(plane) == before
+
+
+CHECKS = """
+import os, sys, time
+real, sys.modules["modal"] = sys.modules.pop("modal", None), None
+from rlm_jupyter import RLM, SettingsError
+def tried(**variables):
+    os.environ.update(variables)
+    started = time.monotonic()
+    try:
+        RLM("demo", environment="modal")
+    except SettingsError as error:
+        print(time.monotonic() - started < 5, error)
+tried()
+del sys.modules["modal"]
+import modal
+tried(MODAL_TOKEN_ID="", MODAL_TOKEN_SECRET="")
+tried(MODAL_TOKEN_ID="ak-other", MODAL_TOKEN_SECRET="as-secret")
+"""
+
+
+def test_p24_without_package_token_or_way_to_modal_nothing_is_made(plane: LocalModal) -> None:
+    before = count(plane)
+    gone = plane.environment["MODAL_SERVER_URL"].rpartition(":")[0] + ":9"
+    unreachable = CHECKS.rpartition("tried(MODAL_TOKEN_ID")[0].rpartition("tried(MODAL_TOKEN_ID")[0] + "tried()"
+    lines: list[str] = []
+    for source, variables in ((CHECKS, {}), (unreachable, {"MODAL_SERVER_URL": gone})):
+        done = subprocess.run(
+            [sys.executable, "-c", source], capture_output=True, text=True, timeout=60,
+            env={**os.environ, **plane.environment, **variables},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        lines += done.stdout.splitlines()
+    expected = [
+        "the package modal is not installed: type pip install 'rlm_jupyter[modal]', then modal setup",
+        "there is no token of Modal on this machine: type modal setup in a terminal, which makes one",
+        "Modal does not accept this machine's token: type modal setup in a terminal (",
+        "the package modal is not installed",
+        "Modal cannot be reached within 4 s: is there a network, or a proxy? (",
+    ]
+    assert len(lines) == len(expected), lines
+    for line, told in zip(lines, expected, strict=True):
+        assert line.startswith(f"True {told}"), line
+        assert "as-secret" not in line
+    assert count(plane) == before
+
+
+def test_the_doctor_tells_package_and_token_and_starts_nothing(plane: LocalModal, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = plane.told().requests
+    tried = TRIES["modal"]({"env": "modal", "gpu": "T4", "network": "pypi.org"})
+    assert (tried.state, tried.engine) == (OK, f"modal {modal.__version__}")
+    assert "a token is there (MODAL_TOKEN_ID); not tried" in tried.value
+    assert "no network but pypi.org, GPU T4" in tried.value
+    assert TRIES["modal"]({"env": "local"}).state == NOTE
+    assert TRIES["modal"]({"env": "modal", "bridge": "x"}).advice.startswith("--bridge='x' is not known")
+    assert plane.told().requests - before == {}
+    monkeypatch.setenv("MODAL_TOKEN_ID", "")
+    assert TRIES["modal"]({"env": "local"}).state == NOTE
+    missing = TRIES["modal"]({"env": "modal"})
+    assert (missing.state, missing.value) == (PROBLEM, "not ready")
+    assert missing.advice.startswith("there is no token of Modal on this machine: type modal setup")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_completion_offers_images_networks_and_gpus(shell: Shell) -> None:
+    assert shell.complete("%%rlm --env modal --image m") == ["mine"]
+    assert shell.complete("%%rlm --env modal --network ") == ["closed", "open"]
+    assert "A100" in shell.complete("%%rlm --env modal --gpu A")
+    assert "exec" in shell.complete("%%rlm --env modal --bridge ")
+    assert shell.complete("%%rlm --env m") == ["modal"]
+
+
+def test_modal_image_is_exported_and_importing_us_does_not_import_modal() -> None:
+    source = "import sys, rlm_jupyter; rlm_jupyter.RLM, rlm_jupyter.modal_image; print('modal' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "False\n"
+    assert isinstance(modal_image(), modal.Image)
