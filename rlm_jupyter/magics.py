@@ -215,7 +215,11 @@ class RLMMagics(Magics):
         help="With --env modal: closed, open (code can send what it reads anywhere), or the domains that it may reach, such as "
         "pypi.org,files.pythonhosted.org. Default: closed.",
     )
-    @argument("--bridge", metavar="BRIDGE", help="With --env modal: how LM calls leave the sandbox. Default: exec.")
+    @argument(
+        "--bridge",
+        metavar="BRIDGE",
+        help="With --env modal: how LM calls leave the sandbox: tunnel, or exec, which needs no port. Default: tunnel.",
+    )
     @argument("--setup-code", metavar="CODE", help="Code to run first, or the name of a str variable that holds it.")
     @argument("--show-pictures-to-model", action="store_true", help="Send the root LM the pictures that the code makes.")
     @argument("--save-files", metavar="DIR", help="Write the files that the code made there, over none that exist.")

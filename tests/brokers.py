@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from rlm_jupyter.kernels import bridge
-from rlm_jupyter.kernels.guest import lines
+from rlm_jupyter.kernels.calls import Calls
+from rlm_jupyter.kernels.guest import lines, wire
+from rlm_jupyter.kernels.guest.desk import bound
 from rlm_jupyter.kernels.guest.frames import Header, Parser, pack
 from rlm_jupyter.kernels.guest.lines import TOKEN
 from rlm_jupyter.kernels.messages import CallOutcome, CallRequest
@@ -30,54 +32,66 @@ GUEST = Path(bridge.__file__).parent / "guest"
 WAIT = 30.0
 CAPS = {"message": 64 << 20, "prompt": 32 << 20, "batch": 100_000}
 START = """
-import importlib, json, runpy, sys
-boot = runpy.run_path(sys.argv[1])
-sys.meta_path.insert(0, boot["Sources"](json.loads(boot["read"](int(boot["read"](16), 16)))))
-importlib.import_module("rlm_guest.broker").main()
+import importlib, json, runpy, socket, sys
+read = (boot := runpy.run_path(sys.argv[1]))["read"]
+sources, settings = [json.loads(read(int(read(16), 16))) for _ in range(2)]
+sys.meta_path.insert(0, boot["Sources"](sources))
+sockets = [socket.socket(fileno=int(number)) for number in sys.argv[2:]]
+importlib.import_module("rlm_guest.broker").main(settings, *sockets)
 """
 
 
 class BrokerProcess:
-    """A broker that runs from sources in memory, as in a sandbox."""
+    """A broker that runs from sources in memory, as in a sandbox, and is ordered as its supervisor does it."""
 
     def __init__(self, lease: float = 60.0, caps: dict[str, int] | None = None, heartbeat: float = 0.3) -> None:
         self.token = secrets.token_hex(32)
         sources = {f"rlm_guest.{path.stem}": path.read_text(encoding="utf-8") for path in GUEST.glob("[a-z]*.py")}
         sources["rlm_guest"] = (GUEST / "__init__.py").read_text(encoding="utf-8")
-        shipped = json.dumps(sources).encode()
-        command = [sys.executable, "-P", "-c", START, str(GUEST / "boot.py")]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        # heartbeats so often that a test need not be silent for long
+        settings = {"token": self.token, "lease": lease, "caps": caps or CAPS, "heartbeat": heartbeat}
+        public, local = bound("127.0.0.1", 0), bound("127.0.0.1", 0)
+        self.port, self.enqueue_port = public.getsockname()[1], local.getsockname()[1]
+        self._orders, theirs = socket.socketpair()
+        self._orders.settimeout(WAIT)
+        self._answers = self._orders.makefile("rb")
+        handed = [public, local, theirs]
+        fds = [each.fileno() for each in handed]
+        command = [sys.executable, "-P", "-c", START, str(GUEST / "boot.py"), *map(str, fds)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=fds)
+        for each in handed:
+            each.close()
         assert self.process.stdin is not None
-        self.process.stdin.write(b"%016x" % len(shipped) + shipped)
-        told = self.order(  # heartbeats so often that a test need not be silent for long
-            token=self.token, host="127.0.0.1", port=0, lease=lease, caps=caps or CAPS, heartbeat=heartbeat
-        )
-        self.port, self.enqueue_port, self.session = told["port"], told["enqueue"], told["session"]
+        with self.process.stdin as stdin:
+            for given in (sources, settings):
+                data = json.dumps(given).encode()
+                stdin.write(b"%016x" % len(data) + data)
+        self.session = self.answer()["session"]
         self.kernels = {number: self.admit(number) for number in (1, 2)}
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def order(self, **fields: Any) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(fields).encode() + b"\n")
-        self.process.stdin.flush()
-        told: dict[str, Any] = json.loads(self.process.stdout.readline())
+    def order(self, **fields: Any) -> None:
+        self._orders.sendall(json.dumps(fields).encode() + b"\n")
+
+    def answer(self) -> dict[str, Any]:
+        """Wait for what the broker tells its supervisor."""
+        told: dict[str, Any] = json.loads(self._answers.readline())
         return told
 
     def admit(self, number: int) -> str:
+        """Let a kernel in that runs its first cell."""
         token = secrets.token_hex(32)
-        assert self.order(kind="kernel", kernel=number, token=token) == {"kind": "kernel", "kernel": number}
+        self.order(kind="kernel", kernel=number, token=token)
+        self.order(kind="cell", kernel=number, cell=1)
         return token
 
     def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
+        self._answers.close()
+        self._orders.close()
         self.process.wait(WAIT)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
 
     def request(
         self, method: str, path: str, body: bytes = b"", token: str | None = None, port: int | None = None
@@ -187,13 +201,33 @@ class LM:
         return [CallOutcome(text=f"re: {prompt}") for prompt in request.prompts]
 
 
+async def serve(url: str, token: str, lm: LM, told: Callable[[str], None] = print, **options: Any) -> None:
+    """Be the host's side of a broker, whatever cell its calls come from."""
+
+    def take(message: wire.Call | wire.Dropped) -> None:
+        if isinstance(message, wire.Call):
+            calls.take(message, message.cell)
+        else:
+            calls.drop(message)
+
+    def send(message: wire.Message) -> None:
+        assert isinstance(message, wire.Reply)
+        served.reply(message)
+
+    calls, served = Calls(send, lm.answer), bridge.Bridge(url, token, take, told, **options)
+    try:
+        await served.run()
+    finally:
+        await calls.end()
+
+
 @contextlib.asynccontextmanager
 async def bridged(
     url: str, token: str, lm: LM, told: list[str] | None = None, **options: Any
 ) -> AsyncIterator[asyncio.Task[None]]:
     """Run the host's side while the block runs."""
     said: list[str] = [] if told is None else told
-    task = asyncio.create_task(bridge.Bridge(url, token, lm.answer, said.append, **options).run())
+    task = asyncio.create_task(serve(url, token, lm, said.append, **options))
     try:
         yield task
     finally:

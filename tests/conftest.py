@@ -81,8 +81,7 @@ def modal_variables(modal_plane: LocalModal) -> Iterator[LocalModal]:
     """Point the SDK at the control plane for a module's time, for a sandbox that several tests share."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in modal_plane.environment.items():
-            if name.startswith("MODAL_"):
-                patch.setenv(name, value)
+            patch.setenv(name, value)
         yield modal_plane
 
 

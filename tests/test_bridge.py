@@ -18,7 +18,7 @@ import trustme
 from rlm_jupyter.errors import KernelError, ProtocolError, SettingsError
 from rlm_jupyter.kernels.bridge import Bridge
 from rlm_jupyter.kernels.guest import lines, wire
-from tests.brokers import LM, WAIT, BrokerProcess, Tunnel, bridged, threads
+from tests.brokers import LM, WAIT, BrokerProcess, Tunnel, bridged, serve, threads
 from tests.proxy import CERTIFICATES, VARIABLES, behind_a_proxy
 
 pytestmark = pytest.mark.anyio
@@ -145,7 +145,7 @@ async def test_p25_what_breaks_the_rules_ends_the_bridge(name: str) -> None:
     lm = LM()
     async with Hostile.open(script) as hostile:
         with pytest.raises(ProtocolError, match=why):
-            await asyncio.wait_for(Bridge(hostile.url, TOKEN, lm.answer, print, deadline=5.0).run(), WAIT)
+            await asyncio.wait_for(serve(hostile.url, TOKEN, lm, print, deadline=5.0), WAIT)
         assert len(hostile.pulls) == 1
         assert hostile.sent < 16 << 20  # of the 200 MB that it would pour
     assert lm.asked.total() <= (1 if name == "same number again" else 0)
@@ -157,7 +157,7 @@ async def test_p25_a_redirect_takes_the_token_nowhere() -> None:
             moved = answer(b"", f"{status} Moved", f"Location: {other.url}/pending", "Content-Length: 0")
             async with Hostile.open(says(moved)) as hostile:
                 with pytest.raises(ProtocolError):
-                    await asyncio.wait_for(Bridge(hostile.url, TOKEN, LM().answer, print).run(), WAIT)
+                    await asyncio.wait_for(serve(hostile.url, TOKEN, LM(), print), WAIT)
         assert other.connections == 0
 
 
@@ -170,7 +170,7 @@ async def test_p25_no_cookie_and_no_password_of_netrc_is_sent(tmp_path: Path, mo
     told: list[str] = []
     async with Hostile.open(says(answer(HELLO, "200 OK", "Set-Cookie: who=you; Path=/"))) as hostile:
         url = hostile.url.replace("127.0.0.1", "localhost")  # cookie jars take nothing from bare addresses
-        task = asyncio.create_task(Bridge(url, TOKEN, LM().answer, told.append).run())
+        task = asyncio.create_task(serve(url, TOKEN, LM(), told.append))
         await hostile.asked(3)
         task.cancel()
         await asyncio.wait({task})
@@ -193,8 +193,8 @@ async def test_p25_a_drip_is_given_up(part: str) -> None:
 
     told: list[str] = []
     async with Hostile.open(drip) as hostile:
-        bridge = Bridge(hostile.url, TOKEN, LM().answer, told.append, silence=0.3, deadline=1.0 if part == "head" else 20.0)
-        task = asyncio.create_task(bridge.run())
+        deadline = 1.0 if part == "head" else 20.0
+        task = asyncio.create_task(serve(hostile.url, TOKEN, LM(), told.append, silence=0.3, deadline=deadline))
         await hostile.asked(3)  # each was dropped, and another made
         if part == "head":
             with pytest.raises(KernelError, match="could not be reached for 1 s"):
@@ -215,7 +215,7 @@ async def test_p25_a_wrong_certificate_gets_no_byte(names: str, tmp_path: Path, 
     async with Hostile.open(says(answer(HELLO)), security) as hostile:
         url = hostile.url.replace("http:", "https:")
         with pytest.raises(ProtocolError, match=r"certificate of 127\.0\.0\.1 was not accepted"):
-            await asyncio.wait_for(Bridge(url, TOKEN, LM().answer, print).run(), WAIT)
+            await asyncio.wait_for(serve(url, TOKEN, LM(), print), WAIT)
         assert hostile.heads == []
 
 
@@ -229,7 +229,7 @@ async def test_p25_a_wrong_certificate_gets_no_byte(names: str, tmp_path: Path, 
 )  # fmt: skip
 async def test_p25_an_address_that_is_no_safe_origin_is_refused(url: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        Bridge(url, TOKEN, LM().answer, print)
+        Bridge(url, TOKEN, print, print)
     assert "secret" not in str(caught.value)
     assert TOKEN not in str(caught.value)
 
@@ -239,7 +239,7 @@ async def test_p06_a_call_that_comes_again_under_other_numbers_is_asked_once() -
     again = b"".join(line for number in (1, 2, 7) for line in lines.call_lines(number, call, lines.digest_of(call)))
     lm = LM()
     async with Hostile.open(says(answer(HELLO + again))) as hostile:
-        task = asyncio.create_task(Bridge(hostile.url, TOKEN, lm.answer, print).run())
+        task = asyncio.create_task(serve(hostile.url, TOKEN, lm, print))
         await hostile.asked(2)
         assert "after=7" in hostile.pulls[1]
         task.cancel()
@@ -255,7 +255,7 @@ async def test_another_broker_in_the_same_place_is_not_believed() -> None:
 
     async with Hostile.open(script) as hostile:
         with pytest.raises(ProtocolError, match="another broker"):
-            await asyncio.wait_for(Bridge(hostile.url, TOKEN, LM().answer, print).run(), WAIT)
+            await asyncio.wait_for(serve(hostile.url, TOKEN, LM(), print), WAIT)
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +277,7 @@ async def test_a_firms_proxy_is_used_and_its_authority_believed(
             assert await asyncio.wait_for(run(broker.ask, ["through it"]), WAIT) == ["re: through it"]
         assert set(proxy.asked) == {"sandbox.example:443"}
         monkeypatch.setenv("NO_PROXY", "sandbox.example")
-        assert Bridge("https://sandbox.example", TOKEN, lm.answer, print).origin.proxy is None
+        assert Bridge("https://sandbox.example", TOKEN, print, print).origin.proxy is None
     assert lm.asked == {"through it": 1}
 
 
@@ -301,8 +301,7 @@ async def test_a_sandbox_that_stays_away_is_told_and_ends_the_bridge(broker: Bro
     lm.open.set()
     with threads(1) as run:
         async with Tunnel.to(broker.port) as tunnel:
-            bridge = Bridge(tunnel.url, broker.token, lm.answer, told.append, silence=1.0, deadline=1.0)
-            task = asyncio.create_task(bridge.run())
+            task = asyncio.create_task(serve(tunnel.url, broker.token, lm, told.append, silence=1.0, deadline=1.0))
             asking = run(broker.ask, ["lost"])
             await asyncio.wait_for(lm.begun.wait(), WAIT)
             tunnel.conditions.enter("down")

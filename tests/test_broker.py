@@ -8,8 +8,10 @@ import http.client
 import json
 import random
 import secrets
+import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from flask import Flask
@@ -17,6 +19,7 @@ from flask import Flask
 from rlm_jupyter.kernels.guest import lines, wire
 from rlm_jupyter.kernels.guest.book import AGAIN, CONFLICT, GONE, TAKEN, WAITING_CAP, Book, Refused
 from rlm_jupyter.kernels.guest.broker import Broker
+from rlm_jupyter.kernels.guest.desk import bound
 from rlm_jupyter.kernels.guest.lines import TOKEN
 from tests.brokers import CAPS, LM, WAIT, BrokerProcess, Tunnel, asked, bridged, call_message, hang_up_after, head, threads
 
@@ -39,11 +42,12 @@ def broker(shared: BrokerProcess) -> BrokerProcess:
 
 @pytest.fixture
 def apps() -> Iterator[Broker]:
-    made = Broker({"token": HOST, "host": "127.0.0.1", "port": 0, "lease": 60.0, "caps": CAPS})
-    made.control({"kind": "kernel", "kernel": 1, "token": "k" * 64})
+    ours, theirs = socket.socketpair()
+    made = Broker({"token": HOST, "lease": 60.0, "caps": CAPS}, bound("127.0.0.1", 0), bound("127.0.0.1", 0), theirs)
+    ours.sendall(json.dumps({"kind": "kernel", "kernel": 1, "token": "k" * 64}).encode() + b"\n")
     yield made
-    made.public.close()
-    made.local.close()
+    for each in (made.public, made.local, ours, theirs):
+        each.close()
 
 
 def routes(app: Flask) -> list[tuple[str, str]]:
@@ -92,6 +96,31 @@ def test_p04_a_kernel_that_is_gone_asks_no_more(broker: BrokerProcess) -> None:
     token = broker.admit(7)
     broker.order(kind="gone", kernel=7)
     assert broker.request("POST", "/enqueue", call_message(["x"]), token, broker.enqueue_port)[0] == 401
+
+
+def test_p19_calls_are_taken_while_a_cell_runs_and_it_is_settled_when_none_waits(broker: BrokerProcess) -> None:
+    no_cell = ["Error: no cell is running: calls and answers are taken only while a cell runs"]
+    token = broker.kernels[8] = broker.admit(8)
+    call = secrets.token_hex(16)
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(broker.ask, ["slow"], kernel=8, call=call)
+        event = asked(broker, call)
+        broker.order(kind="settle", kernel=8, cell=1)
+        assert broker.ask(["late"], kernel=8) == no_cell
+        assert results(broker, [(wire.Reply(8, call, (4,), (), b"done"), event.digest)]) == [TAKEN]
+        assert broker.answer() == {"kind": "settle", "kernel": 8, "cell": 1}
+        assert asking.result(WAIT) == ["done"]
+        assert broker.ask(["late"], kernel=8) == no_cell
+        broker.order(kind="cell", kernel=8, cell=2)  # whoever asks after this was written finds it carried out
+        call = secrets.token_hex(16)
+        raw = pool.submit(broker.enqueue, call_message(["x"], call=call, cell=77), token)
+        assert asked(broker, call).call.cell == 2, "what the code says of its cell counts for nothing"
+        broker.order(kind="release", kernel=8, why="the cell was interrupted")
+        assert raw.result(WAIT)[0] == {"refused": "the cell was interrupted"}
+        assert broker.ask(["more"], kernel=8) == ["Error: the cell was interrupted"]
+        broker.order(kind="settle", kernel=8, cell=2)
+        assert broker.answer() == {"kind": "settle", "kernel": 8, "cell": 2}
+    broker.order(kind="gone", kernel=8)
 
 
 def test_bodies_without_a_length_and_above_their_caps_are_refused() -> None:
@@ -333,7 +362,7 @@ def test_more_callers_than_may_wait_are_told_so_and_the_rest_are_served() -> Non
         came += len(events)
     with pytest.raises(Refused, match=r"1,024 calls wait already; use llm_query_batched"):
         book.ask(wire.Call(1, 1, "f" * 32, False, None, (1,), b"x"), object())
-    book.forget(1)
+    book.release(1, "the kernel is gone")
     assert book.waiting == 0
 
 

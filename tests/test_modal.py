@@ -101,18 +101,37 @@ def commands_of(plane: LocalModal, image: str) -> list[str]:
 # What is asked for
 
 
-async def test_p23_a_sandbox_is_asked_for_with_the_least_by_default(local_modal: LocalModal) -> None:
-    environment = await open_modal(ModalPlace())
+@pytest.mark.parametrize(
+    ("bridge", "network", "policy", "told"),
+    [
+        ("tunnel", "closed", {"network_access_type": "ALLOWLIST"}, "no way out, one way in (port 8080, for whoever holds this"),
+        ("tunnel", "open", {"network_access_type": "OPEN"}, "an open network: code can send what it reads"),
+        (
+            "tunnel", ["pypi.org"], {"network_access_type": "ALLOWLIST", "allowed_domains": ["pypi.org"]},
+            "no network but pypi.org",
+        ),
+        ("exec", "closed", {"network_access_type": "BLOCKED"}, "no network"),
+    ],
+)  # fmt: skip
+async def test_p23_a_sandbox_is_asked_for_with_the_least(
+    local_modal: LocalModal, bridge: str, network: Any, policy: dict[str, Any], told: str
+) -> None:
+    default = (bridge, network) == ("tunnel", "closed")
+    environment = await open_modal(ModalPlace.of({} if default else {"bridge": bridge, "network": network}))
     try:
         backend, request, asked = asked_last(local_modal)
         assert (environment.name, backend) == ("modal", "V2")
-        assert environment.isolation == (
-            "isolated: a sandbox at Modal (app rlm-sandbox), no network; ended after 600 s at most"
-        )
-        assert asked["network_access"] == {"network_access_type": "BLOCKED"}
+        assert environment.isolation.startswith(f"isolated: a sandbox at Modal (app rlm-sandbox), {told}")
+        assert environment.isolation.endswith("; ended after 600 s at most")
+        assert asked["network_access"] == policy
         assert asked["timeout_secs"] == 600
+        if bridge == "tunnel":
+            assert asked["open_ports"] == {"ports": [{"port": 8080}]}, "encrypted"
+            assert asked["readiness_probe"]["tcp_port"] == 8080
+        else:
+            assert not asked.get("open_ports")
+            assert not asked.get("readiness_probe")
         for absent in (
-            "open_ports",
             "volume_mounts",
             "secret_ids",
             "idle_timeout_secs",
@@ -127,7 +146,7 @@ async def test_p23_a_sandbox_is_asked_for_with_the_least_by_default(local_modal:
         built = commands_of(local_modal, asked["image_id"])
         assert any(f"python:{sys.version_info.major}.{sys.version_info.minor}" in line for line in built)
         installed = " ".join(line for line in built if "pip install" in line)
-        for package in (*wanted().values(), "scipy", "sympy", "requests", "httpx", "flask", "pyyaml", "tqdm"):
+        for package in (*wanted().values(), "scipy", "sympy", "requests", "httpx", "flask", "waitress", "pyyaml", "tqdm"):
             assert package in installed, package
     finally:
         await environment.close()
@@ -298,7 +317,7 @@ async def test_a_context_of_100_mb_goes_in_pieces_and_arrives_through_a_cut(
 
 
 async def test_p11_a_connection_that_does_not_come_back_is_told(local_modal: LocalModal) -> None:
-    environment = await open_modal(ModalPlace(), reconnect=6)
+    environment = await open_modal(ModalPlace(bridge="exec"), reconnect=1.5)
     try:
         session = await Session(environment).start()
         cell = await started(session, SLEEP)
@@ -399,7 +418,7 @@ HOST = """
 import asyncio
 from rlm_jupyter.kernels.modal import ModalPlace, open_modal
 async def main():
-    environment = await open_modal(ModalPlace(), reconnect=4)
+    environment = await open_modal(ModalPlace(), reconnect=1)
     print("ready", flush=True)
     await asyncio.sleep(600)
 asyncio.run(main())
@@ -443,9 +462,8 @@ def test_the_first_program_ends_without_a_supervisor_and_with_it(tmp_path: Path)
         ({"timeout": 0}, "timeout must be a whole number of seconds"),
         ({"timeout": 60, "idle_timeout": 90}, "idle_timeout=90: timeout=60 ends the sandbox before"),
         ({"app_nam": "x"}, "modal takes no 'app_nam'; did you mean app_name?"),
-        ({"block_network": True}, "block_network is spelled network='closed' here.*bridge='exec' only"),
+        ({"block_network": True}, "block_network is spelled network='closed' here.*bridge='exec' it"),
         ({"context_payload": "x"}, "context_payload is set by RLM itself"),
-        ({"bridge": "tunnel"}, "bridge='tunnel' is not there yet"),
         ({"bridge": "exce"}, "bridge='exce' is not known; did you mean exec?"),
         ({"network": "pypi.org"}, r"type network=\[\"pypi.org\"\]"),
         ({"network": ["https://pypi.org/"]}, "'https://pypi.org/' is no domain"),

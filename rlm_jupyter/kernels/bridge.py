@@ -24,10 +24,8 @@ from typing import Any
 import aiohttp
 
 from rlm_jupyter.errors import KernelError, ProtocolError
-from rlm_jupyter.kernels.calls import Calls
 from rlm_jupyter.kernels.guest import lines, wire
 from rlm_jupyter.kernels.guest.frames import MIB
-from rlm_jupyter.kernels.messages import Answer
 from rlm_jupyter.kernels.origins import Origin
 
 DEADLINE = 60.0
@@ -102,8 +100,8 @@ class Bridge:
         The broker's origin: https, or plain http on this machine.
     token
         The host's token; it is sent to this origin only.
-    answer
-        Awaited once for each call id.
+    take
+        Called with each call, and with each that was given up; `reply` gives it its answer.
     told
         Called with one line when the connection is lost and when it is back.
     deadline
@@ -121,7 +119,7 @@ class Bridge:
         self,
         url: str,
         token: str,
-        answer: Answer,
+        take: Callable[[wire.Call | wire.Dropped], None],
         told: Callable[[str], None],
         *,
         deadline: float = DEADLINE,
@@ -131,7 +129,7 @@ class Bridge:
         self._security = self.origin.security()
         self._headers = {lines.TOKEN: token, "Accept-Encoding": "identity", "User-Agent": "rlm-jupyter"}
         self._told, self._deadline, self._silence = told, deadline, silence
-        self._calls = Calls(self._reply, answer)
+        self._hand_on = take
         self._digests: dict[tuple[int, str], str] = {}
         self._replies: deque[bytes] = deque()
         self._idle: list[asyncio.Future[None]] = []
@@ -160,7 +158,6 @@ class Bridge:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await self._calls.end()
 
     # Calls
 
@@ -228,17 +225,17 @@ class Bridge:
         self._read = event.number
         outage.progress()
         if isinstance(event, lines.GivenUp):
-            self._calls.drop(event.dropped)
+            self._hand_on(event.dropped)
         else:
             self._digests.setdefault((event.call.kernel, event.call.call), event.digest)
-            self._calls.take(event.call, event.call.cell)
+            self._hand_on(event.call)
         if self._read - self._acknowledged >= ACK_EVENTS:
             self._acknowledge()
 
     # Replies
 
-    def _reply(self, message: wire.Message) -> None:
-        assert isinstance(message, wire.Reply)
+    def reply(self, message: wire.Reply) -> None:
+        """Answer a call; one that is not known has its answer already, or nobody waits for it."""
         digest = self._digests.pop((message.kernel, message.call), None)
         if digest is not None:
             self._replies.append(lines.pack_reply(message, digest))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
@@ -16,7 +17,7 @@ from rlm_jupyter.errors import KernelDied, ProtocolError
 from rlm_jupyter.kernels.guest import wire
 from rlm_jupyter.kernels.guest.frames import HEADER_CAP, MESSAGE_CAP, Header
 from rlm_jupyter.kernels.kernel import Kernel
-from rlm_jupyter.kernels.messages import Answer, Incoming
+from rlm_jupyter.kernels.messages import Answer, Incoming, failed
 from rlm_jupyter.kernels.transports import FramedStream
 from rlm_jupyter.settings import BATCH_CAP, PICTURE_CAP, PROMPT_CAP, VALUE_CAP
 
@@ -88,6 +89,7 @@ class Environment:
         self._place = place
         self._silence = silence
         self._stream: FramedStream | None = None
+        self._reply: Callable[[wire.Reply], None] | None = None
         self._incoming = Incoming()
         self._kernels: dict[int, Kernel] = {}
         self._count = 0
@@ -153,8 +155,22 @@ class Environment:
 
     # What kernels and launcher use
 
+    def answer_by(self, reply: Callable[[wire.Reply], None]) -> None:
+        """Have calls answered another way than over the stream; they come by `called` then."""
+        self._reply = reply
+
+    def called(self, message: wire.Call | wire.Dropped) -> None:
+        """Take a call that came another way than over the stream, maybe after its kernel was closed."""
+        kernel = self._kernels.get(message.kernel)
+        if kernel is not None:
+            kernel.receive(message)
+        elif isinstance(message, wire.Call):
+            self.send(failed(message, "the kernel is gone"))
+
     def send(self, message: wire.Message) -> None:
-        if self._stream is not None:
+        if self._reply is not None and isinstance(message, wire.Reply):
+            self._reply(message)
+        elif self._stream is not None:
             self._stream.send(message)
 
     async def deliver(self, payload: Payload) -> str:

@@ -1,21 +1,23 @@
 """Kernels in a sandbox at Modal: launch, loss, tear-down.
 
 The supervisor is started by one `sandbox.exec`, from sources that it reads on its standard input, and the frames of the one
-protocol follow on the same streams, LM calls among them: so a sandbox needs no port and, by default, has no network. Contexts
-go by Modal's file system interface. What a sandbox is asked for is in `modal_place`, the stream in `modal_stream`.
+protocol follow on the same streams. LM calls wait in a broker beside it, from which the host pulls them through an encrypted
+tunnel (`bridge`); or they follow on the stream, too, and the sandbox needs no port. Contexts go by Modal's file system
+interface. What a sandbox is asked for is in `modal_place`, the stream in `modal_stream`.
 
 That a sandbox is over is told by Modal's control plane, which is waited for all the time: an `exec` in a sandbox that was taken
 away silently is waited for by the SDK for ever. A sandbox whose host is gone ends with its supervisor, see `guest.hold`.
 
 The supervisor is not the sandbox's first process here, and the code has root's rights in its sandbox: it cannot read the
 supervisor, but it can kill it, which ends the sandbox and is told. Nothing chooses this environment yet: no option, no
-setting. `bridge="tunnel"` is refused until there is a broker for it.
+setting.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,13 +25,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio
 import anyio.to_thread
 
-from rlm_jupyter.errors import KernelDied, KernelStartError, RLMError, SettingsError
+from rlm_jupyter.errors import KernelDied, KernelError, KernelStartError, RLMError, SettingsError
+from rlm_jupyter.kernels.bridge import Bridge
 from rlm_jupyter.kernels.client import cleaned
 from rlm_jupyter.kernels.environment import START_SECONDS, Environment, guest_caps
 from rlm_jupyter.kernels.guest import wire
 from rlm_jupyter.kernels.handover import handover, program
 from rlm_jupyter.kernels.modal_files import Upload
-from rlm_jupyter.kernels.modal_place import FOLDER, PIPE, ModalPlace, load, modal_image
+from rlm_jupyter.kernels.modal_place import FOLDER, PIPE, PORT, ModalPlace, load, modal_image
 from rlm_jupyter.kernels.modal_stream import AGAIN_SECONDS, Silence, open_exec
 from rlm_jupyter.kernels.transports import FramedStream
 
@@ -44,10 +47,12 @@ Told = Callable[[str], None]
 MACHINE_SECONDS = 600.0
 """How long a sandbox may wait for a machine; a rare GPU takes its time."""
 READY_SECONDS = 60.0
-RECONNECT_SECONDS = 40.0
-"""How long nothing may be heard of the supervisor, be it for a connection that is gone."""
-LEASE = 1.5
-"""How many times as long the supervisor waits for its host, until it ends itself, and the sandbox with it."""
+RECONNECT_SECONDS = 20.0
+"""Seconds without a byte after which a connection is taken for lost, and made again."""
+PATIENCE = 4
+"""For how many times as long it is made again until the sandbox is given up: outages of three times as long are survived."""
+LEASE = 6
+"""How many times as long the sandbox waits for its host, until it ends itself."""
 HOLD_SECONDS = 60
 """A sandbox in which no supervisor has been started for so long ends."""
 END_SECONDS = 5.0
@@ -56,6 +61,7 @@ LAST_WORDS_SECONDS = 0.5
 """How long what a sandbox wrote last may still be on its way when it is over."""
 PROGRESS_SECONDS = 5.0
 LOG_CAP = 4096
+LOST = "Every variable in it is lost; what was put out before is kept."
 
 
 async def open_modal(
@@ -72,8 +78,8 @@ async def open_modal(
     told
         Gets a line for each step that takes longer than a moment.
     reconnect
-        Seconds for which the connection to Modal may be gone before the sandbox is given up. The sandbox gives its host up
-        after half as long again, and ends.
+        Seconds without a byte after which a connection to the sandbox is taken for lost and made again, which is told. When
+        that has gone on for four times as long the sandbox is given up; after six times as long it gives its host up, and ends.
 
     Raises
     ------
@@ -83,7 +89,7 @@ async def open_modal(
         When no sandbox can be had, or the supervisor does not come up; nothing is left of it then.
     """
     running = SandboxPlace(place, told, reconnect)
-    environment = Environment(running, silence=READY_SECONDS)  # the stream itself is less patient
+    environment = Environment(running, silence=PATIENCE * reconnect + READY_SECONDS)  # the stream itself is less patient
     try:
         await running.create()
         environment.began = time.monotonic()
@@ -116,8 +122,10 @@ class SandboxPlace:
         self._reason: Exception | None = None
         self._log = bytearray()
         self._tasks: list[asyncio.Future[None]] = []
+        self._bridging: asyncio.Future[None] | None = None
         self._ending: asyncio.Future[None] | None = None
         self._files = 0
+        self._token = secrets.token_hex(32)
 
     # Coming up
 
@@ -161,18 +169,48 @@ class SandboxPlace:
                 self._reason = reason
                 environment.closed(reason)
 
-            self._stream = stream = open_exec(process, environment.receive, closed, self._reconnect)
+            self._stream = stream = open_exec(process, environment.receive, closed, PATIENCE * self._reconnect)
             self._over.add_done_callback(lambda _: self._close_soon(stream))
             stream.write(handover(self._settings(how)))
             with anyio.fail_after(READY_SECONDS):
                 await environment.connect(stream)
+                if self._place.bridge == "tunnel":
+                    self._build_bridge(environment, await self._or_over(self._found(self._sandbox)))
         except (known.NotFoundError, known.ConflictError):
             raise KernelDied(await self.lost()) from None
         except TimeoutError:
             raise KernelStartError("the sandbox was not ready in time: no machine, or a very slow one; try again") from None
 
+    async def _found(self, sandbox: modal.Sandbox) -> str:
+        """Wait until Modal has seen the broker's port, and give the tunnel's address."""
+        await sandbox.wait_until_ready.aio(timeout=int(READY_SECONDS))
+        return str((await sandbox.tunnels.aio())[PORT].url)
+
+    def _build_bridge(self, environment: Environment, url: str) -> None:
+        """Pull LM calls from now on; what goes wrong with that ends the environment."""
+        bridge = Bridge(
+            url, self._token, environment.called, self._told, deadline=PATIENCE * self._reconnect, silence=self._reconnect
+        )
+        environment.answer_by(bridge.reply)
+
+        async def serve() -> None:
+            try:
+                await bridge.run()
+            except KernelError as error:
+                environment.kill(KernelDied(f"The way to the sandbox's LM calls is lost: {error}.\n{LOST}"))
+            except Exception as error:
+                environment.kill(error)
+
+        assert self._over is not None
+        self._bridging = bridging = asyncio.ensure_future(serve())
+        self._over.add_done_callback(lambda _: bridging.cancel())
+
     def _settings(self, how: str) -> dict[str, Any]:
-        return {
+        broker = {
+            "token": self._token, "host": "0.0.0.0", "port": PORT, "lease": self._lease, "caps": guest_caps(),
+            "heartbeat": min(10.0, self._reconnect / 3),
+        }  # fmt: skip
+        return ({"broker": broker} if self._place.bridge == "tunnel" else {}) | {
             "box": True,
             "folder": FOLDER,
             "how": how,
@@ -256,7 +294,7 @@ class SandboxPlace:
     async def deliver(self, payload: Payload) -> str:
         assert self._sandbox is not None
         self._files += 1
-        upload = Upload(self._sandbox, f"{FOLDER}/context-{self._files}", payload, self._reconnect)
+        upload = Upload(self._sandbox, f"{FOLDER}/context-{self._files}", payload, PATIENCE * self._reconnect)
         try:
             await self._or_over(upload.run(self._told))
         except BaseException:
@@ -272,7 +310,7 @@ class SandboxPlace:
     async def lost(self) -> str:
         if self._over is not None:
             await asyncio.wait({self._over}, timeout=LOST_SECONDS)
-        return f"{self._how_it_ended()}\nEvery variable in it is lost; what was put out before is kept."
+        return f"{self._how_it_ended()}\n{LOST}"
 
     def _how_it_ended(self) -> str:
         if self.code == 124:
@@ -302,6 +340,8 @@ class SandboxPlace:
                 await asyncio.sleep(AGAIN_SECONDS)
 
     async def end(self) -> None:
+        if self._bridging is not None:
+            self._bridging.cancel()
         with anyio.move_on_after(END_SECONDS):
             if self._sandbox is None and self._making is not None:
                 # It was asked for, and may come to pass: its own first program ends it if this does not.
@@ -312,7 +352,7 @@ class SandboxPlace:
             await asyncio.gather(*(step for step in (self._ending, self._over) if step is not None), return_exceptions=True)
         if self._stream is not None:
             self._stream.close()
-        for task in (self._making, self._ending, self._over, *self._tasks):
+        for task in (self._making, self._ending, self._over, self._bridging, *self._tasks):
             if task is not None:
                 task.cancel()
         if self._sandbox is not None:

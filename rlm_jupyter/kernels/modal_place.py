@@ -1,7 +1,8 @@
 """What a Modal sandbox is asked for: its settings, checked before anything is made, and the image that a kernel can run in.
 
-`ModalPlace.arguments` is everything that is sent to Modal when a sandbox is created. By default it has no network, no port,
-no secret and no volume. The package `modal` is imported when it is needed and not before.
+`ModalPlace.arguments` is everything that is sent to Modal when a sandbox is created. By default it can reach
+nothing, and has no secret, no volume and one port, on which its broker waits for the host. The package `modal` is imported when
+it is needed and not before.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ if TYPE_CHECKING:
 
 LONGEST = 24 * 60 * 60
 """Seconds that Modal lets a sandbox live."""
-BRIDGES = ("exec",)
-"""How LM calls reach the host: down the supervisor's own stream."""
-USUAL = ("scipy", "sympy", "requests", "httpx", "flask", "pyyaml", "tqdm")
-"""What code that an LM writes expects to find besides numpy, pandas and pyarrow."""
+BRIDGES = ("tunnel", "exec")
+"""How LM calls reach the host: pulled by it out of the sandbox's broker, or down the supervisor's own stream."""
+PORT = 8080
+SERVES = ("flask>=3", "waitress>=3")
+"""What the broker needs in the sandbox."""
+USUAL = ("scipy", "sympy", "requests", "httpx", "pyyaml", "tqdm")
+"""What code that an LM writes expects to find besides numpy, pandas, pyarrow, and flask, which the broker needs."""
 PIPE = "/tmp/.rlm-hold"
 FOLDER = "/tmp/rlm"
 MADE_BY = "rlm_jupyter"
@@ -56,7 +60,9 @@ class ModalPlace:
     network
         `closed`: none. `open`: the code can send what it reads anywhere. Or the domains that it may reach.
     bridge
-        How its LM calls reach the host; `exec`: over the supervisor's own stream.
+        How its LM calls reach the host. `tunnel`: a broker in the sandbox holds them, and the host pulls them through an
+        encrypted tunnel of Modal's. `exec`: over the supervisor's own stream; then there is no port, and no network at all
+        where it is closed.
     name
         A name for the sandbox that no other running one of the app may have.
     """
@@ -72,7 +78,7 @@ class ModalPlace:
     region: str | Sequence[str] | None = None
     idle_timeout: int | None = None
     network: str | tuple[str, ...] = "closed"
-    bridge: str = "exec"
+    bridge: str = "tunnel"
     name: str | None = None
 
     @classmethod
@@ -84,8 +90,8 @@ class ModalPlace:
                 raise SettingsError(f"environment_kwargs: {name} is set by RLM itself; leave it out")
             if name == "block_network":
                 raise SettingsError(
-                    "environment_kwargs: block_network is spelled network='closed' here, which is the default; it goes with "
-                    "bridge='exec' only, as a tunnel needs a network"
+                    "environment_kwargs: block_network is spelled network='closed' here, which is the default; with "
+                    "bridge='exec' it blocks the tunnel, too"
                 )
             if name not in known:
                 raise SettingsError(f"environment_kwargs: modal takes no {name!r}{did_you_mean(name, known)}")
@@ -113,9 +119,6 @@ class ModalPlace:
             raise SettingsError('volumes: give a dict by absolute path, such as {"/data": modal.Volume.from_name("data")}')
 
     def _check_bridge(self) -> None:
-        if self.bridge == "tunnel":
-            blocked = " (and network='closed' would block it)" if self.network == "closed" else ""
-            raise SettingsError(f"bridge='tunnel' is not there yet{blocked}: leave bridge out, or type bridge='exec'")
         if self.bridge not in BRIDGES:
             raise SettingsError(f"bridge={self.bridge!r} is not known{did_you_mean(str(self.bridge), BRIDGES)}")
 
@@ -150,7 +153,9 @@ class ModalPlace:
     @property
     def isolation(self) -> str:
         """What separates the code from the user's machine, for the banner."""
-        network = {"closed": "no network", "open": "an open network: code can send what it reads"}
+        tunnel = self.bridge == "tunnel"
+        closed = f"no way out, one way in (port {PORT}, for whoever holds this run's token)" if tunnel else "no network"
+        network = {"closed": closed, "open": "an open network: code can send what it reads"}
         reach = network[self.network] if isinstance(self.network, str) else f"no network but {', '.join(self.network)}"
         given = [f"GPU {self.gpu}"] if self.gpu else []
         given += [f"{len(self.secrets)} secrets"] if self.secrets else []
@@ -162,10 +167,13 @@ class ModalPlace:
         """Give everything that `modal.Sandbox.create` is called with, besides the command."""
         modal = load()
         policy: dict[str, Any] = {}
+        if self.bridge == "tunnel":
+            policy |= {"encrypted_ports": [PORT], "readiness_probe": modal.Probe.with_tcp(PORT)}
         if self.network == "closed":
-            policy = {"block_network": True}
+            # A blocked network has no tunnels; one that may reach nothing has.
+            policy["block_network" if self.bridge == "exec" else "outbound_cidr_allowlist"] = self.bridge == "exec" or []
         elif isinstance(self.network, tuple):
-            policy = {"outbound_domain_allowlist": list(self.network)}
+            policy |= {"outbound_domain_allowlist": list(self.network)}
         asked = {
             "gpu": self.gpu, "cpu": self.cpu, "memory": self.memory, "region": self.region,
             "idle_timeout": self.idle_timeout, "name": self.name,
@@ -188,7 +196,8 @@ class ModalPlace:
         if self.image is None:
             return modal_image()
         base: modal.Image = load().Image.from_registry(self.image) if isinstance(self.image, str) else self.image
-        return base.pip_install(*(f"{name}>={LEAST[name]}" if name in LEAST else name for name in wanted()))
+        broker = SERVES if self.bridge == "tunnel" else ()
+        return base.pip_install(*(f"{name}>={LEAST[name]}" if name in LEAST else name for name in wanted()), *broker)
 
 
 def modal_image() -> modal.Image:
@@ -198,7 +207,7 @@ def modal_image() -> modal.Image:
     dill, pyarrow, and what the kernel needs: of what crosses between the two, the versions that this machine has.
     """
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    image: modal.Image = load().Image.debian_slim(python_version=python).pip_install(*wanted().values(), *USUAL)
+    image: modal.Image = load().Image.debian_slim(python_version=python).pip_install(*wanted().values(), *USUAL, *SERVES)
     return image
 
 

@@ -39,9 +39,14 @@ def _docker(request: pytest.FixtureRequest) -> Open:
     return partial(open_docker, make_test_box())
 
 
-def _modal_exec(request: pytest.FixtureRequest) -> Open:
+def _modal_tunnel(request: pytest.FixtureRequest) -> Open:
     request.getfixturevalue("modal_variables")
     return partial(open_modal, ModalPlace(timeout=3600))
+
+
+def _modal_exec(request: pytest.FixtureRequest) -> Open:
+    request.getfixturevalue("modal_variables")
+    return partial(open_modal, ModalPlace(timeout=3600, bridge="exec"))
 
 
 def make_test_box(context: int = 300 * MIB, image: str = "", **settings: Any) -> Box:
@@ -57,10 +62,11 @@ ENVIRONMENTS: dict[str, Callable[[pytest.FixtureRequest], Open]] = {
     "local-cold": _local_cold,
     "docker": _docker,
     "modal-exec": _modal_exec,
+    "modal-tunnel": _modal_tunnel,
 }
 """What opens each environment, by name, with the fixtures it needs. A new one is added here and nowhere else in this folder."""
 
-NOT_OFFERED = ("modal-exec",)
+NOT_OFFERED = ("modal-exec", "modal-tunnel")
 """Environments that no setting chooses yet: `make test-matrix` has them, `make test` does not."""
 
 NAMES = [pytest.param(name, marks=pytest.mark.matrix if name in NOT_OFFERED else ()) for name in ENVIRONMENTS]

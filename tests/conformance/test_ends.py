@@ -29,19 +29,20 @@ ENDLESS = {
     "threads": "import concurrent.futures as f, time\nf.ThreadPoolExecutor(4).submit(time.sleep, 3).result()",
     "lock": "import threading; lock = threading.Lock(); lock.acquire(); lock.acquire()",
 }
-FOREVER = "import time\nwhile True:\n    try: time.sleep(60)\n    except {}: pass"
+ON = "print('on')"
+FOREVER = "import time\nwhile True:\n    try: time.sleep(60)\n    except OSError: pass"
 STUBBORN = {
-    "swallows interrupts": FOREVER.format("BaseException"),
-    "masks signals": "import signal; signal.pthread_sigmask(signal.SIG_SETMASK, range(1, 65))\n" + FOREVER.format("OSError"),
-    "ignores signals": "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + FOREVER.format("OSError"),
-    "holds the GIL": "import itertools; any(itertools.repeat(0))",
+    "swallows interrupts": f"import time\nwhile True:\n    try: {ON}; time.sleep(60)\n    except BaseException: pass",
+    "masks signals": f"import signal; signal.pthread_sigmask(signal.SIG_SETMASK, range(1, 65)); {ON}\n{FOREVER}",
+    "ignores signals": f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); {ON}\n{FOREVER}",
+    "holds the GIL": f"import itertools; {ON}; any(itertools.repeat(0))",
 }
 
 
-async def started(repl: Session, code: str) -> asyncio.Task[CellResult]:
+async def started(repl: Session, code: str, first: str = ON) -> asyncio.Task[CellResult]:
     """Start a cell and wait until it has begun."""
     on = asyncio.Event()
-    cell = asyncio.ensure_future(repl.kernel.execute(f"print('on')\n{code}", lambda output: on.set()))
+    cell = asyncio.ensure_future(repl.kernel.execute(f"{first}\n{code}", lambda output: on.set()))
     waiting = asyncio.ensure_future(on.wait())
     await asyncio.wait({cell, waiting}, return_when=asyncio.FIRST_COMPLETED, timeout=30)
     assert on.is_set()
@@ -62,7 +63,7 @@ async def test_an_interrupt_ends_the_cell_and_keeps_the_kernel(repl: Session, na
 
 @pytest.mark.parametrize("name", STUBBORN)
 async def test_code_that_cannot_be_interrupted_is_killed_and_told(repl: Session, name: str) -> None:
-    cell = await started(repl, STUBBORN[name])
+    cell = await started(repl, STUBBORN[name], first="")
     began = time.monotonic()
     assert not await repl.kernel.interrupt()
     assert time.monotonic() - began < 5

@@ -3,7 +3,8 @@
 A call is known by its kernel and its 128-bit id, and bound to the digest of all it says. It is numbered when it comes, handed
 to the host's one reader, kept until the host has told that it read so far, and answered once. The same call again (its
 connection was lost) waits for, or gets, the same answer; the same id with another body gets none. A call for which nobody
-waits any more is given up. A host that is not heard of for `lease` seconds is taken for gone, and nobody waits for it.
+waits any more is given up. A kernel's calls are taken while its gate is open, which is while it runs a cell. A host that is
+not heard of for `lease` seconds is taken for gone, and nobody waits for it.
 
 Everything is bounded: calls that wait, events that the host has not read, replies kept for whoever lost one, ids remembered.
 Nothing here knows HTTP. All methods may be called from any thread.
@@ -16,7 +17,7 @@ import itertools
 import secrets
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -68,6 +69,9 @@ class Book:
         self._close_reader: Callable[[], None] = lambda: None
         self._kept = 0
         self._replies: deque[Entry] = deque()
+        self._gates: dict[int, str] = {}
+        self._open: Counter[int] = Counter()
+        self._settling: dict[int, Callable[[], None]] = {}
 
     @property
     def waiting(self) -> int:
@@ -103,12 +107,27 @@ class Book:
             if not entry.waiters and not entry.done.is_set():
                 self._give_up(entry, "this call was given up before")
 
-    def forget(self, kernel: int) -> None:
-        """Give up every call of a kernel that is gone."""
+    def release(self, kernel: int, why: str) -> None:
+        """Give up every call of a kernel, and refuse what it asks from now on."""
         with self._lock:
+            self._gates[kernel] = why
             for (number, _), entry in self._entries.items():
                 if number == kernel and not entry.done.is_set():
-                    self._give_up(entry, "the kernel is gone")
+                    self._give_up(entry, why)
+
+    def admit(self, kernel: int) -> None:
+        """Take what a kernel asks from now on."""
+        with self._lock:
+            self._gates.pop(kernel, None)
+
+    def settle(self, kernel: int, why: str, then: Callable[[], None]) -> None:
+        """Refuse what a kernel asks from now on, and call `then` as soon as none of its calls waits. The last `then` counts."""
+        with self._lock:
+            self._gates[kernel] = why
+            if self._open[kernel]:
+                self._settling[kernel] = then
+            else:
+                then()
 
     def _find(self, call: wire.Call, digest: str) -> Entry | None:
         entry = self._entries.get((call.kernel, call.call))
@@ -117,6 +136,8 @@ class Book:
         return entry
 
     def _enter(self, call: wire.Call, digest: str) -> Entry:
+        if call.kernel in self._gates:
+            raise Refused(self._gates[call.kernel])
         if self._waiting >= WAITING_CAP:
             raise Refused(f"{self._waiting:,} calls wait already; use llm_query_batched, or fewer threads")
         if len(self._unread) >= EVENTS_CAP:
@@ -125,6 +146,7 @@ class Book:
             self._forget_oldest()
         self._number += 1
         self._waiting += 1
+        self._open[call.kernel] += 1
         entry = self._entries[call.kernel, call.call] = Entry(call, digest, len(call.sizes), self._number)
         self._tell(self._number, entry)
         return entry
@@ -151,8 +173,12 @@ class Book:
         entry.done.set()
 
     def _settle(self, entry: Entry) -> None:
+        assert entry.call is not None
+        kernel, entry.call = entry.call.kernel, None
         self._waiting -= 1
-        entry.call = None
+        self._open[kernel] -= 1
+        if not self._open[kernel] and kernel in self._settling:
+            self._settling.pop(kernel)()
         self._unread.pop(entry.number, None)
         self._fresh.pop(entry.number, None)
 

@@ -9,10 +9,10 @@ Two doors, each with threads of its own:
 
 No request without its token has any effect, not even that its body is read. Cells, contexts and values never come here.
 
-Started with one JSON line on standard input: `token host port lease caps{message batch prompt}`, and `heartbeat` if that is
-not 10 seconds. It writes one line, `port enqueue session`, or `error`; from then on each line it reads, `kind: "kernel"`
-(`kernel token`) or `kind: "gone"` (`kernel`), is written back when it holds. It ends with its standard input. Flask and
-waitress are needed in the sandbox only, never on the host.
+It is a process of its own, made by `desk`, which hands it its settings and its two sockets. From then on it reads orders, a
+line of JSON each: `kind` `kernel` (`kernel token`: who may ask), `cell` (`kernel cell`: its calls are taken, as that cell's),
+`settle` (no more are taken; answered by the same line when none waits), `release` (all are given up, `why`), `gone`. It ends
+with whoever orders. Flask and waitress are needed in the sandbox only, never on the host.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import hmac
 import itertools
 import json
 import logging
-import os
 import resource
+import select
 import signal
-import sys
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -46,11 +46,15 @@ PUBLIC_CONNECTIONS = 512
 _JOINED = 256 * 1024
 
 
+NO_CELL = "no cell is running: calls and answers are taken only while a cell runs"
+
+
 @dataclass(slots=True)
 class Kernels:
-    """Which token is whose."""
+    """Which token is whose, and which cell each runs."""
 
     tokens: dict[int, bytes] = field(default_factory=dict)
+    cells: dict[int, int] = field(default_factory=dict)
 
     def of(self, token: str) -> int | None:
         """Give the kernel with this token. Every token is compared, each in constant time."""
@@ -82,20 +86,28 @@ class Broker:
     Parameters
     ----------
     settings
-        The line that it was started with.
+        `token lease caps{message batch prompt}`, and `heartbeat` if that is not 10 seconds.
+    public, local
+        The sockets of its doors, bound.
+    orders
+        Where its orders come from, and its answers go.
     """
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, Any], public: socket.socket, local: socket.socket, orders: socket.socket) -> None:
         self.book = Book(settings["lease"])
         self.kernels = Kernels()
         self._token = settings["token"].encode()
         self._caps = settings["caps"]
         self._heartbeat = settings.get("heartbeat", HEARTBEAT_SECONDS)
         self._largest = self._caps["message"] + HEADER_CAP
+        self._orders = orders
+        orders.setblocking(False)
+        self._order = bytearray()
+        self._reading = threading.Lock()
         self.public_app, self.local_app = self._public(), self._local()
         self.public = Door(
             self.public_app,
-            (settings["host"], settings["port"]),
+            public,
             self.is_host,
             threads=PUBLIC_THREADS,
             connections=PUBLIC_CONNECTIONS,
@@ -104,38 +116,83 @@ class Broker:
         )
         self.local = Door(
             self.local_app,
-            ("127.0.0.1", 0),
-            lambda token: self.kernels.of(token) is not None,
+            local,
+            lambda token: self._asker(token) is not None,
             threads=WAITING_CAP + 16,
             connections=2 * WAITING_CAP,
             largest=self._largest,
             cap=HELD_MESSAGES * self._largest,
         )
 
-    def start(self) -> None:
+    def run(self) -> None:
+        """Serve until whoever orders is gone."""
         for door in (self.public, self.local):
             threading.Thread(target=door.run, daemon=True).start()
+        self.tell({"kind": "up", "session": self.book.session})
+        waiting = select.poll()
+        waiting.register(self._orders, select.POLLIN)
+        while self.catch_up():
+            waiting.poll()
 
     def is_host(self, token: str) -> bool:
         return hmac.compare_digest(token.encode("utf-8", "replace"), self._token)
 
-    def control(self, order: dict[str, Any]) -> None:
-        """Let a kernel in, or out."""
-        number = order["kernel"]
-        if order["kind"] == "kernel":
+    # Orders
+
+    def tell(self, fields: dict[str, Any]) -> None:
+        """Answer an order: it is small, and whoever orders reads."""
+        with contextlib.suppress(OSError):
+            self._orders.send(json.dumps(fields).encode("ascii") + b"\n")
+
+    def catch_up(self) -> bool:
+        """Carry out what was ordered so far; False when there will be no more.
+
+        Whoever serves a kernel does so first: what was ordered before the kernel could ask must hold by then.
+        """
+        with self._reading:
+            while True:
+                try:
+                    data = self._orders.recv(65536)
+                except BlockingIOError:
+                    return True
+                except OSError:
+                    return False
+                if not data:
+                    return False
+                self._order += data
+                *lines, rest = self._order.split(b"\n")
+                self._order = bytearray(rest)
+                for line in lines:
+                    self._obey(json.loads(line))
+
+    def _obey(self, order: dict[str, Any]) -> None:
+        kind, number = order["kind"], order["kernel"]
+        if kind == "kernel":
+            self.book.release(number, NO_CELL)
             self.kernels.tokens[number] = order["token"].encode()
-        else:
+        elif kind == "cell":
+            self.kernels.cells[number] = order["cell"]
+            self.book.admit(number)
+        elif kind == "settle":
+            self.book.settle(number, NO_CELL, lambda: self.tell(order))
+        elif kind == "release":
+            self.book.release(number, order["why"])
+        elif kind == "gone":
             self.kernels.tokens.pop(number, None)
-            self.book.forget(number)
+            self.book.release(number, "the kernel is gone")
+
+    def _asker(self, token: str) -> int | None:
+        self.catch_up()
+        return self.kernels.of(token)
 
     # The kernels' door
 
     def _local(self) -> Flask:
-        app = guarded(lambda token: self.kernels.of(token) is not None, self.book.session)
+        app = guarded(lambda token: self._asker(token) is not None, self.book.session)
 
         @app.post("/enqueue")
         def enqueue() -> Response:
-            kernel = self.kernels.of(request.headers[TOKEN])
+            kernel = self._asker(request.headers[TOKEN])
             channel = _channel()
             try:
                 call = self._read_call(kernel, request.get_data(cache=False))
@@ -153,7 +210,8 @@ class Broker:
         if len(messages) != 1:
             raise FrameError("a request that is not one message")
         header, body = messages[0]
-        call = wire.decode({**header, "kernel": kernel}, body, wire.CALL)
+        cell = self.kernels.cells.get(kernel or 0, 0)
+        call = wire.decode({**header, "kernel": kernel, "cell": cell}, body, wire.CALL)
         assert isinstance(call, wire.Call)
         if len(call.sizes) > self._caps["batch"]:
             raise Refused(f"a batch of {len(call.sizes):,} prompts; at most {self._caps['batch']:,}")
@@ -250,8 +308,8 @@ def _message(header: dict[str, Any], body: bytes) -> Response:
     return Response(b"".join(pack(header, body)), mimetype="application/octet-stream")
 
 
-def main() -> None:
-    """Serve until standard input ends."""
+def main(settings: dict[str, Any], public: socket.socket, local: socket.socket, orders: socket.socket) -> None:
+    """Serve until whoever orders is gone. The process is this broker's alone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if processes.LINUX:
         processes.hide()
@@ -260,19 +318,4 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard if 0 < hard < 65536 else 65536, hard))
     logging.getLogger("waitress").addHandler(logging.NullHandler())
     logging.getLogger("waitress").propagate = False
-    lines = os.fdopen(0, "rb", buffering=0)
-    try:
-        broker = Broker(json.loads(lines.readline()))
-    except OSError as error:
-        _write({"error": f"the broker's port cannot be had ({error.strerror})"})
-        sys.exit(1)
-    broker.start()
-    _write({"port": broker.public.port, "enqueue": broker.local.port, "session": broker.book.session})
-    for line in iter(lines.readline, b""):
-        order = json.loads(line)
-        broker.control(order)
-        _write({"kind": order["kind"], "kernel": order["kernel"]})
-
-
-def _write(fields: dict[str, Any]) -> None:
-    os.write(1, json.dumps(fields).encode("ascii") + b"\n")
+    Broker(settings, public, local, orders).run()

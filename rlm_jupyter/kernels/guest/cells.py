@@ -67,6 +67,9 @@ class Process(Protocol):
     def kill(self, note: str) -> None: ...
     def cut_off(self) -> int: ...
     def crowd(self) -> int: ...
+    def open_calls(self, cell: int) -> None: ...
+    def settled(self, cell: int) -> bool: ...
+    def release_calls(self, why: str) -> None: ...
 
 
 class Cells:
@@ -78,6 +81,7 @@ class Cells:
         self._calls: dict[str, AskConnection] = {}
 
     def execute(self, cell: int, code: str) -> None:
+        self._kernel.open_calls(cell)
         early = Keeper(EARLY_HALF)
         self._kernel.pipes.glance(early.add)
         self._work = work = Work(cell, 0, self._kernel.request("execute_request", execute_request(code)))
@@ -117,7 +121,7 @@ class Cells:
         work.interrupted = time.monotonic()
         self._sigint(work)
         self._release_calls(INTERRUPTED)
-        self._settle()
+        self.settle()
         if self._work is work:
             later = self._kernel.loop.later
             work.timers = [later(SECOND_SIGINT, lambda: self._insist(work)), later(KILL_AFTER, self._kill_stubborn)]
@@ -145,7 +149,7 @@ class Cells:
         connection = self._calls.pop(message.call, None)
         if connection is not None:
             connection.answer({"sizes": message.sizes, "errors": message.errors}, message.data)
-        self._settle()
+        self.settle()
 
     def died(self) -> list[str]:
         """The process is gone: send what it had put out, and give the steps that led to it."""
@@ -183,9 +187,9 @@ class Cells:
         work.running = False
         if work.interrupted:
             work.notes.append(f"came back after {time.monotonic() - work.interrupted:.1f} s")
-        self._settle()
+        self.settle()
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """End the work if nothing of it is under way any more."""
         work = self._work
         if work is None or work.running or self._calls:
@@ -195,6 +199,8 @@ class Cells:
             self._kernel.send(
                 wire.Loaded(self._kernel.number, work.load, "" if work.status == "ok" else work.error or work.status)
             )
+            return
+        if not self._kernel.settled(work.cell):
             return
         self._kernel.pipes.drain(self._put)
         pieces = work.keeper.finish()
@@ -331,9 +337,10 @@ class Cells:
         call = connection.call
         if call and self._calls.pop(call, None) is not None:
             self._kernel.send(wire.Dropped(self._kernel.number, call))
-            self._settle()
+            self.settle()
 
     def _release_calls(self, reason: str) -> None:
+        self._kernel.release_calls(reason)
         calls, self._calls = self._calls, {}
         for call, connection in calls.items():
             self._kernel.send(wire.Dropped(self._kernel.number, call))

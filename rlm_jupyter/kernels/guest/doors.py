@@ -142,6 +142,8 @@ class Door(TcpWSGIServer):  # type: ignore[misc]
     ----------
     app
         The WSGI application behind it.
+    sock
+        Bound to its address already.
     allowed
         Tells whether a token opens this door.
     threads
@@ -157,7 +159,7 @@ class Door(TcpWSGIServer):  # type: ignore[misc]
     def __init__(
         self,
         app: Any,
-        address: tuple[str, int],
+        sock: socket.socket,
         allowed: Callable[[str], bool],
         *,
         threads: int,
@@ -167,8 +169,7 @@ class Door(TcpWSGIServer):  # type: ignore[misc]
     ) -> None:
         self.allowed, self.cap, self.held, self.counting = allowed, cap, 0, threading.Lock()
         settings = Adjustments(
-            host=address[0],
-            port=address[1],
+            sockets=[sock],
             threads=threads,
             connection_limit=connections,
             channel_timeout=IDLE_SECONDS,
@@ -185,7 +186,9 @@ class Door(TcpWSGIServer):  # type: ignore[misc]
             ident="",
             log_socket_errors=False,
         )
-        super().__init__(app, map={}, dispatcher=_Pool(threads), adj=settings, sockinfo=settings.listen[0])
+        where = (sock.family, sock.type, sock.proto, sock.getsockname())
+        pool = _Pool(threads)
+        super().__init__(app, map={}, _sock=sock, dispatcher=pool, adj=settings, sockinfo=where, bind_socket=False)
 
     @property
     def port(self) -> int:

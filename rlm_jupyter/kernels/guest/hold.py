@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
+import signal
 import sys
-import time
 
 
 def make(path: str) -> None:
@@ -22,19 +21,14 @@ def make(path: str) -> None:
 
 
 def keep(path: str, seconds: float) -> None:
-    """Return when everybody who held the pipe has let go, or nobody has come in time."""
+    """Return when everybody who held the pipe has let go; end this process when nobody has come in time."""
     make(path)
-    pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    until, held = time.monotonic() + seconds, False
-    while held or time.monotonic() < until:
-        select.select([pipe], [], [], None if held else max(until - time.monotonic(), 0))
-        with contextlib.suppress(BlockingIOError):
-            if os.read(pipe, 4096):
-                held = True
-            elif held:
-                return
-            else:
-                time.sleep(0.05)  # some systems call a pipe that nobody has opened yet readable
+    signal.signal(signal.SIGALRM, lambda *_: sys.exit(0))
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    pipe = os.open(path, os.O_RDONLY)  # waits for somebody to hold it
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    while os.read(pipe, 4096):
+        pass
 
 
 def hold(path: str) -> None:

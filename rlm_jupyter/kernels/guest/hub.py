@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import zmq
 
 from . import processes, wire
+from .desk import Desk
 from .files import Files
 from .frames import FrameError, Outbox, Parser, pack
 from .kernels import GuestKernel
@@ -42,11 +44,14 @@ class Hub:
         The stream to the host; where that is a port, the token has not been sent yet.
     forker
         The kernel parent, or None where kernels are started cold.
+    desk
+        The broker of LM calls, or None where they go over the stream.
     """
 
-    def __init__(self, settings: dict[str, Any], stream: HostStream, forker: Forker | None) -> None:
+    def __init__(self, settings: dict[str, Any], stream: HostStream, forker: Forker | None, desk: Desk | None = None) -> None:
         self.settings = settings
         self.forker = forker
+        self.desk = desk
         self.loop = Loop()
         self.context = zmq.Context()
         self._folder: str = settings["folder"]
@@ -85,7 +90,10 @@ class Hub:
         self.loop.watch(self._stream.reader, self._read)
         if "token" in self.settings:
             self._outbox.put(pack({"kind": "hello", "token": self.settings["token"]}))
-        self.send(wire.Ready(wire.PROTOCOL, os.getpid()))
+        if self.desk is None:
+            self._say_ready()
+        else:
+            self.desk.attach(self.loop, self._say_ready, self._calls_settled, self._broker_lost)
         self._beat()
         self._fork_spare()
         try:
@@ -93,6 +101,18 @@ class Hub:
         finally:
             for kernel in list(self._all.values()):
                 kernel.kill("")
+
+    def _say_ready(self) -> None:
+        self.send(wire.Ready(wire.PROTOCOL, os.getpid()))
+
+    def _calls_settled(self, kernel: int, cell: int) -> None:
+        if found := self._kernels.get(kernel):
+            found.calls_settled(cell)
+
+    def _broker_lost(self) -> None:
+        """End everything: who asks would wait for ever, and who pulls must not meet another at its port."""
+        if self.loop.stop():
+            print("the broker of LM calls in the sandbox has ended", file=sys.stderr, flush=True)
 
     def send(self, message: wire.Message) -> None:
         """Report to the host; the messages are numbered from 1."""
@@ -153,7 +173,7 @@ class Hub:
             self.loop.later(SWEEP_AGAIN, self.kill_strangers)
 
     def _own(self) -> set[int]:
-        own = {kernel.pid for kernel in self._all.values()}
+        own = {kernel.pid for kernel in self._all.values()} | ({self.desk.pid} if self.desk is not None else set())
         return own | {self.forker.pid} if self.forker is not None else own
 
     def _exited(self, pid: int, status: int) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from . import processes, wire
 from .asks import AskConnection, AskListener
 from .cells import Cells, execute_request
+from .desk import Desk
 from .finals import Finals
 from .frames import Header
 from .launch import Forker, Place, start_cold
@@ -35,6 +36,7 @@ class Hub(Protocol):
     loop: Loop
     context: Any
     forker: Forker | None
+    desk: Desk | None
     settings: dict[str, Any]
 
     def send(self, message: wire.Message) -> None: ...
@@ -61,6 +63,8 @@ class GuestKernel:
         self.pipes = OutputPipes(hub.loop)
         self.cells = Cells(self)
         self._install = self._knock = ""
+        self._settled = 0
+        self._asks_with = secrets.token_hex(32)
         token = secrets.token_hex(32)
         path = self.place.sockets + ".ask"
         caps = hub.settings["caps"]
@@ -75,6 +79,8 @@ class GuestKernel:
             "finals": self.place.path("final"),
             "output": HALF,
         }
+        if hub.desk is not None:
+            self._settings["enqueue"] = {"port": hub.desk.port, "token": self._asks_with}
         self._shell: ShellChannel | None = None
         self._deadline = hub.loop.later(hub.settings["start_seconds"], self._start_too_slow)
         self._launch()
@@ -133,6 +139,32 @@ class GuestKernel:
     def give(self, number: int) -> None:
         """Make a spare the host's kernel."""
         self.number = number
+        if self.hub.desk is not None:
+            self.hub.desk.admit(number, self._asks_with)
+
+    def open_calls(self, cell: int) -> None:
+        """Have the broker take calls for a cell that is about to begin."""
+        self._settled = 0
+        if self.hub.desk is not None:
+            self.hub.desk.begin(self.number, cell)
+
+    def settled(self, cell: int) -> bool:
+        """Whether the broker holds no call of the cell any more, and takes none; `cells` is told when it is so."""
+        if self.hub.desk is not None and self._settled == 0:
+            self._settled = -cell
+            self.hub.desk.settle(self.number, cell)
+        return self.hub.desk is None or self._settled == cell
+
+    def calls_settled(self, cell: int) -> None:
+        """The broker has settled the calls of a cell."""
+        if self._settled == -cell:
+            self._settled = cell
+            self.cells.settle()
+
+    def release_calls(self, why: str) -> None:
+        """Have the broker give up the calls that wait, and take no more for this cell."""
+        if self.hub.desk is not None:
+            self.hub.desk.release(self.number, why)
 
     def send(self, message: wire.Message) -> None:
         self.hub.send(message)
@@ -196,6 +228,8 @@ class GuestKernel:
         if self.pid:
             processes.kill_group(self.pid, signal.SIGKILL)
         self.hub.kill_strangers()
+        if self.number and self.hub.desk is not None:
+            self.hub.desk.forget(self.number)
         last: list[bytes] = []
         if not self.ready:
             self.pipes.drain(lambda stream, data: last.append(data))
@@ -246,6 +280,8 @@ class GuestKernel:
     def _ask(self, connection: AskConnection, header: Header, body: bytes) -> None:
         if header.get("kind") == "ready" and not self.ready:
             self._became_ready(connection, header)
+        elif header.get("kind") == "call" and self.hub.desk is not None:
+            connection.close()  # they go to the broker
         else:
             self.cells.ask(connection, header, body)
 

@@ -55,8 +55,10 @@ class Loop:
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._order), timer))
         return timer
 
-    def stop(self) -> None:
-        self._running = False
+    def stop(self) -> bool:
+        """Have `run` return; whether it had not been told so before."""
+        running, self._running = self._running, False
+        return running
 
     def run(self) -> None:
         select, watched = self._selector.select, self._selector.get_map()

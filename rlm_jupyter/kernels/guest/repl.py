@@ -28,6 +28,7 @@ import socket
 import struct
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 MODULE = "_rlm_repl"
@@ -105,17 +106,101 @@ class Channel:
         return connection
 
 
-def _send(connection: socket.socket, header: dict[str, Any], body: bytes, fd: int | None = None) -> None:
+class Enqueue:
+    """Requests to the broker of a sandbox, by HTTP; a kept connection per process and thread."""
+
+    def __init__(self, port: int, token: str) -> None:
+        self._port, self._token = port, token
+        self._local = threading.local()
+
+    def ask(self, header: dict[str, Any], body: bytes = b"") -> tuple[dict[str, Any], bytes]:
+        """Ask, and wait for the answer; once more if a kept connection had ended, which the broker knows by the call's id.
+
+        An interrupted wait gives the connection up, and so the request.
+        """
+        data = b"".join(_frames(header, body))
+        try:
+            try:
+                return self._post(data)
+            except OSError:
+                self.drop()
+                return self._post(data)
+        except (OSError, ValueError, LookupError, struct.error) as error:
+            self.drop()
+            raise LMError(f"the connection to the broker is gone ({type(error).__name__})") from None
+        except BaseException:
+            self.drop()
+            raise
+
+    def drop(self) -> None:
+        """Close this thread's connection; the next request opens another."""
+        kept, self._local.kept = getattr(self._local, "kept", None), None
+        for each in kept or ():
+            each.close()
+
+    def _post(self, data: bytes) -> tuple[dict[str, Any], bytes]:
+        connection, answers = self._connection()
+        head = f"POST /enqueue HTTP/1.1\r\nHost: broker\r\nX-RLM-Token: {self._token}\r\nContent-Length: {len(data)}\r\n\r\n"
+        connection.sendall(head.encode("ascii"))
+        connection.sendall(data)
+        status, fields = _line(answers), {}
+        while line := _line(answers):
+            name, _, value = line.partition(":")
+            fields[name.lower()] = value.strip().lower()
+        size = int(fields["content-length"])
+        answer = answers.read(size)
+        if len(answer) < size:
+            raise ConnectionError("closed")
+        if fields.get("connection") == "close":
+            self.drop()
+        if status.split()[1] != "200":
+            raise LMError(f"the broker has refused the call ({status[9:50]})")
+        return _message(answer)
+
+    def _connection(self) -> tuple[socket.socket, io.BufferedReader]:
+        kept: tuple[socket.socket, io.BufferedReader] | None = getattr(self._local, "kept", None)
+        if kept is None or self._local.pid != os.getpid():
+            connection = socket.create_connection(("127.0.0.1", self._port))
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            kept = self._local.kept = connection, connection.makefile("rb")
+            self._local.pid = os.getpid()
+        return kept
+
+
+def _line(answers: io.BufferedReader) -> str:
+    line = answers.readline(65536)
+    if not line.endswith(b"\n"):
+        raise ConnectionError("closed")
+    return line.decode("latin-1").rstrip()
+
+
+def _frames(header: dict[str, Any], body: bytes) -> Iterator[bytes]:
+    """Write a message, in frames."""
     head = json.dumps(header, separators=(",", ":")).encode("ascii")
     view = memoryview(_LENGTH.pack(len(head)) + head + body)
     while True:
         piece, view = view[:FRAME_CAP], view[FRAME_CAP:]
-        frame = _FRAME.pack(len(piece), 1 if view else 0) + piece
+        yield _FRAME.pack(len(piece), 1 if view else 0) + piece
+        if not view:
+            return
+
+
+def _message(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """Read a message that is whole."""
+    message, at, more = bytearray(), 0, 1
+    while more:
+        size, more = _FRAME.unpack_from(data, at)
+        at += _FRAME.size + size
+        message += data[at - size : at]
+    (size,) = _LENGTH.unpack_from(message)
+    return json.loads(message[4 : 4 + size].decode("ascii")), bytes(message[4 + size :])
+
+
+def _send(connection: socket.socket, header: dict[str, Any], body: bytes, fd: int | None = None) -> None:
+    for frame in _frames(header, body):
         if fd is not None:
             frame, fd = frame[socket.send_fds(connection, [frame], [fd]) :], None
         connection.sendall(frame)
-        if not view:
-            return
 
 
 def _receive(connection: socket.socket) -> tuple[dict[str, Any], bytes]:
@@ -148,14 +233,15 @@ class Repl:
     ip
         The kernel's InteractiveShell.
     settings
-        `address`, `token`, `finals` (a folder), `packages` (that the host has), and the caps `prompt`, `batch`, `message`,
-        `value`, `output`.
+        `address`, `token`, `enqueue` (where there is a broker: its `port` and another `token`), `finals` (a folder),
+        `packages` (that the host has), and the caps `prompt`, `batch`, `message`, `value`, `output`.
     """
 
     def __init__(self, ip: Any, settings: dict[str, Any]) -> None:
         self.ip = ip
         self.caps = settings
         self.channel = Channel(settings["address"], settings["token"])
+        self.asks: Channel | Enqueue = Enqueue(**settings["enqueue"]) if "enqueue" in settings else self.channel
         self.names: dict[str, Any] = {
             "llm_query": self.llm_query,
             "llm_query_batched": self.llm_query_batched,
@@ -330,7 +416,7 @@ class Repl:
         if sum(sizes) > self.caps["message"]:
             raise ValueError(f"a batch of {sum(sizes):,} bytes; at most {self.caps['message']:,}: use several batches")
         request = {"kind": "call", "call": secrets.token_hex(16), "batch": batch, "model": model, "sizes": sizes}
-        answer, body = self.channel.ask(request, b"".join(datas))
+        answer, body = self.asks.ask(request, b"".join(datas))
         if "refused" in answer:
             raise LMError(answer["refused"])
         outcomes, at, errors = [], 0, set(answer["errors"])

@@ -6,8 +6,8 @@ stream breaks or its host is gone. It reads no file of the user and needs no net
 
 Started with one JSON line on standard input: `folder how cold{argv env} caps start_seconds`, and either `host port token
 host_pid` (it calls in on that port) or `box: true` (a container's first process: the frames follow on standard input, its own
-go to standard output, and a host that is silent for `lease` seconds is taken for gone). Nothing secret is in its arguments or
-its environment.
+go to standard output, and a host that is silent for `lease` seconds is taken for gone). With `broker` (see there) LM calls go
+by a port instead of the stream. Nothing secret is in its arguments or its environment.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ import shutil
 import signal
 import sys
 import time
+from typing import Any
 
 from . import processes
+from .desk import Desk
 from .launch import Forker
 from .streams import HostStream
 
@@ -43,12 +45,13 @@ def main() -> None:
     if boxed:
         processes.hide()
     forker = Forker.spawn(boxed) if settings["how"] != "cold" and processes.LINUX else None
+    desk = _open_desk(settings["broker"]) if "broker" in settings else None
     _raise_file_limit()
     stream = HostStream.standard() if boxed else HostStream.connect(settings["host"], settings["port"])
     settings["packages"] = _packages()
     from .hub import Hub
 
-    hub = Hub(settings, stream, forker)
+    hub = Hub(settings, stream, forker, desk)
     try:
         hub.run()
     finally:
@@ -60,6 +63,13 @@ def _packages() -> list[str]:
     from .crossing import PACKAGES
 
     return [name for name in PACKAGES if importlib.util.find_spec(name) is not None]
+
+
+def _open_desk(settings: dict[str, Any]) -> Desk:
+    try:
+        return Desk.open(settings)
+    except OSError as error:
+        sys.exit(f"port {settings['port']} of the sandbox cannot be had: {error.strerror}")
 
 
 def _read_line() -> bytes:
