@@ -187,7 +187,7 @@ def test_pictures_leave_the_texts_their_part_of_the_page() -> None:
     source = html.render(Trace.from_events(script.end(answer=ANSWER).events))
     parsed = Page(source)
     assert fit.weight(source) <= page.CAP
-    assert len(parsed.pictures) == 3
+    assert len(parsed.pictures) == 2
     assert len(parsed.text) > len(plain.text) * 0.55
     assert ANSWER in parsed.text
 

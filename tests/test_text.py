@@ -11,6 +11,7 @@ from rlm_jupyter import events
 from rlm_jupyter.events import Event
 from rlm_jupyter.trace import Trace
 from rlm_jupyter.widgets import fit, text, words
+from rlm_jupyter.widgets.terminal import TextView
 from tests.browser.lab import notebook, output_cell
 from tests.payloads import EVERYTHING, PAYLOADS, run_of, unseen
 from tests.runs import ANSWER, Script, fenced, long_run, short_run
@@ -50,7 +51,7 @@ class Clock:
 
 def watch(file: io.StringIO, stream: list[Event], step: float = 0.3) -> str:
     trace, clock = Trace(), Clock()
-    view = text.TextView(file, clock)
+    view = TextView(file, clock)
     view.start(trace)
     for event in stream:
         clock.now += step
@@ -132,7 +133,7 @@ def test_code_is_coloured_on_a_terminal() -> None:
 def test_the_status_line_is_written_at_most_four_times_a_second() -> None:
     stream = HUGE["calls"]().events[:2_000]
     trace, clock, file = Trace(), Clock(), Teletype()
-    view = text.TextView(file, clock)
+    view = TextView(file, clock)
     view.start(trace)
     for event in stream:
         clock.now += 0.01
@@ -187,7 +188,7 @@ def test_code_that_did_not_run_is_told_at_the_end_of_its_iteration() -> None:
 def test_a_run_under_way_and_a_run_that_is_over_are_shown_from_their_beginning() -> None:
     for script in (short_run(), short_run().end(answer=ANSWER)):
         file = io.StringIO()
-        view = text.TextView(file, Clock())
+        view = TextView(file, Clock())
         view.start(Trace.from_events(script.events))
         view.finish()
         shown = file.getvalue()
@@ -197,7 +198,7 @@ def test_a_run_under_way_and_a_run_that_is_over_are_shown_from_their_beginning()
 
 def test_the_end_is_told_once() -> None:
     file = io.StringIO()
-    view = text.TextView(file, Clock())
+    view = TextView(file, Clock())
     view.start(Trace.from_events(short_run().end(answer=ANSWER).events))
     view.finish()
     view.finish()

@@ -16,7 +16,9 @@ from uuid import uuid4
 from rlm_jupyter.events import Event, IterationStarted, RunEnded
 from rlm_jupyter.trace import Trace
 from rlm_jupyter.widgets import images, page, text, words
-from rlm_jupyter.widgets.page import CAP, MUTED, SMALL, dotted, render, say
+from rlm_jupyter.widgets.markup import MUTED, SMALL, dotted, say
+from rlm_jupyter.widgets.markup import page as element
+from rlm_jupyter.widgets.page import CAP, render
 
 __all__ = ["HtmlView", "bundle", "render"]
 
@@ -78,7 +80,7 @@ class HtmlView:
         """Show what `event` changed; None is a tick of the clock."""
         if self._finished:
             return
-        if isinstance(event, IterationStarted) and len(self._trace.iterations) > 1:
+        if isinstance(event, IterationStarted) and event.node == self._trace.node and len(self._trace.iterations) > 1:
             self._send("page", self._live_page())
         now = self._clock()
         if now - self._shown < INTERVAL or isinstance(event, RunEnded):
@@ -122,7 +124,7 @@ class HtmlView:
         reply = words.last_line(last.reply) if last is not None and last.state == "asking" else ""
         for shown in (reply, reply[:40], ""):
             second = f'<div style="{SMALL}">{say(shown)}</div>' if shown else ""
-            full = "".join(map(str, page.page(f"{line}{_bar(trace)}{second}")))
+            full = "".join(map(str, element(f"{line}{_bar(trace)}{second}")))
             if len(full.encode()) + len(plain.encode()) <= STATUS_CAP:
                 return {"text/html": full, "text/plain": plain}
         return {"text/html": f"<div>{say(state)}</div>", "text/plain": state}

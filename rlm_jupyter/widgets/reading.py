@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 
-from rlm_jupyter.trace import Call, Cell, Iteration
+from rlm_jupyter.trace import Call, Cell, Child, Iteration
 from rlm_jupyter.widgets import words
 
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})[ \t]*([^\n`]*)$")
@@ -100,6 +100,25 @@ def groups(cell: Cell) -> list[list[Call]]:
     for call in cell.calls:
         found.setdefault(call.batch, []).append(call)
     return list(found.values())
+
+
+def families(cell: Cell) -> list[list[Child]]:
+    """Give a cell's children, those of one batch together, each of the others alone."""
+    found: dict[str, list[Child]] = {}
+    for child in cell.children:
+        found.setdefault(f"batch {child.batch}" if child.batch else f"node {child.node}", []).append(child)
+    return list(found.values())
+
+
+def pictured(iterations: Iterable[Iteration]) -> list[int]:
+    """Give the numbers of the pictures that the cells of some iterations, and of the children below them, made."""
+    found: list[int] = []
+    for iteration in iterations:
+        for cell in iteration.cells:
+            found += [output.picture for output in cell.outputs if output.picture]
+            for child in cell.children:
+                found += pictured(child.iterations)
+    return found
 
 
 def segments(cell: Cell, pictures: Container[int] = (), most: int = 12) -> list[Segment]:

@@ -57,7 +57,7 @@ def open_view(name: str = "auto") -> View:
 
             return HtmlView()
         case "text":
-            from rlm_jupyter.widgets.text import TextView
+            from rlm_jupyter.widgets.terminal import TextView
 
             return TextView()
     return NoView()
