@@ -26,6 +26,52 @@ T = TypeVar("T")
 
 IDLE = 600.0
 CLOSE_WITHIN = 5.0
+START_WITHIN = 60.0
+"""Seconds after which a thread that should give its event loop is given up: it cannot be had on this machine."""
+
+
+class Worker:
+    """A thread with an event loop, begun by the first call of `portal`.
+
+    An interrupt may reach the caller's thread anywhere, also in the midst of beginning the thread. So beginning it again is
+    harmless, since of several threads the first serves and the others end at once, and none is lost from sight.
+    """
+
+    def __init__(self) -> None:
+        self._opened: Future[BlockingPortal] = Future()
+        self._claim = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def portal(self) -> BlockingPortal:
+        """Give the way into the thread's event loop."""
+        if not self._claim.locked():
+            threading.Thread(target=self._run, name="rlm_jupyter", daemon=True).start()
+        return self._opened.result(START_WITHIN)
+
+    def opened(self) -> BlockingPortal | None:
+        """Give the way into the event loop, or None if there is no thread, and then there will never be one."""
+        return None if self._claim.acquire(blocking=False) else self._opened.result(START_WITHIN)
+
+    def join(self, seconds: float) -> None:
+        """Wait for the end of the thread."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+    def _run(self) -> None:
+        if not self._claim.acquire(blocking=False):
+            return
+        self._thread = threading.current_thread()
+        try:
+            anyio.run(self._serve)
+        except BaseException as error:
+            if self._opened.done():
+                raise
+            self._opened.set_exception(error)
+
+    async def _serve(self) -> None:
+        async with BlockingPortal() as portal:
+            self._opened.set_result(portal)
+            await portal.sleep_until_stopped()
 
 
 class Engine:
@@ -33,15 +79,18 @@ class Engine:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._portal: BlockingPortal | None = None
-        self._thread: threading.Thread | None = None
+        self._worker: Worker | None = None
         self._warm: tuple[str, Environment] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._at_exit = _close_at_exit(self)
 
     def start(self, function: Callable[..., Awaitable[T]], *args: Any) -> Future[T]:
         """Start `function(*args)` in the worker thread; its outcome is the future's."""
-        return self._started().start_task_soon(function, *args)
+        with self._lock:
+            if self._worker is None:
+                self._worker = Worker()
+            worker = self._worker
+        return worker.portal().start_task_soon(function, *args)
 
     def soon(self, function: Callable[[], object]) -> None:
         """Call `function` in the worker thread, without waiting for it. Nothing happens when the engine was closed."""
@@ -49,8 +98,10 @@ class Engine:
         async def call() -> None:
             function()
 
-        with contextlib.suppress(RuntimeError):
-            self._started().start_task_soon(call)
+        worker = self._worker
+        if worker is not None:
+            with contextlib.suppress(RuntimeError):
+                worker.portal().start_task_soon(call)
 
     async def lease(self, launch: Launch, told: Told = lambda line: None) -> Environment:
         """Give an environment for one run: the warm one where it fits, else a new one, whose longer steps are told."""
@@ -64,7 +115,7 @@ class Engine:
 
     async def give_back(self, launch: Launch, environment: Environment, *, healthy: bool) -> None:
         """Take an environment back after a run: kept warm when healthy and of a kind that is kept; else closed."""
-        if launch.warm is not None and healthy and environment.alive and self._warm is None and self._portal is not None:
+        if launch.warm is not None and healthy and environment.alive and self._warm is None and self._worker is not None:
             self._warm = (launch.warm, environment)
             self._timer = asyncio.get_running_loop().call_later(IDLE, self._close_warm_soon)
             return
@@ -72,8 +123,8 @@ class Engine:
             await environment.close()
 
     def _close_warm_soon(self) -> None:
-        if self._portal is not None:
-            self._portal.start_task_soon(self._close_warm)
+        if self._worker is not None:
+            self._worker.portal().start_task_soon(self._close_warm)
 
     async def _close_warm(self) -> None:
         self._cancel_timer()
@@ -87,15 +138,6 @@ class Engine:
             self._timer.cancel()
             self._timer = None
 
-    def _started(self) -> BlockingPortal:
-        with self._lock:
-            if self._portal is None:
-                opened: Future[BlockingPortal] = Future()
-                self._thread = threading.Thread(target=anyio.run, args=(_serve, opened), name="rlm_jupyter", daemon=True)
-                self._thread.start()
-                self._portal = opened.result()
-            return self._portal
-
     def close(self, *, wait: bool = True) -> None:
         """End the warm environment and the thread; runs under way are stopped. Calling it twice is fine.
 
@@ -103,23 +145,17 @@ class Engine:
         """
         atexit.unregister(self._at_exit)
         with self._lock:
-            portal, self._portal = self._portal, None
-        if portal is None:
+            worker, self._worker = self._worker, None
+        if worker is None or (portal := worker.opened()) is None:
             return
         with contextlib.suppress(RuntimeError):
             portal.start_task_soon(self._end, portal)
-        if wait and self._thread is not None:
-            self._thread.join(CLOSE_WITHIN + 1)
+        if wait:
+            worker.join(CLOSE_WITHIN + 1)
 
     async def _end(self, portal: BlockingPortal) -> None:
         await self._close_warm()
         await portal.stop(cancel_remaining=True)
-
-
-async def _serve(opened: Future[BlockingPortal]) -> None:
-    async with BlockingPortal() as portal:
-        opened.set_result(portal)
-        await portal.sleep_until_stopped()
 
 
 def _close_at_exit(engine: Engine) -> Callable[[], None]:

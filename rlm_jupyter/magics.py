@@ -239,7 +239,7 @@ class RLMMagics(Magics):
             settings = self._settings(options)
             prompt, question = self._task(options, cell)
             self._check_out(options.out)
-            run = self._start(settings, prompt, question)
+            run = self._make(settings, prompt, question)
         except SettingsError as error:
             raise UsageError(str(error)) from None
         result = self._watch(run, options.view or self.view, options.out)
@@ -355,20 +355,18 @@ class RLMMagics(Magics):
         if name is not None:
             check_variable_name(name, {*self._shell.user_ns_hidden, *dir(builtins)})
 
-    def _start(self, settings: RunSettings, prompt: Any, question: str | None) -> Run:
-        from rlm_jupyter.run import check, start
+    def _make(self, settings: RunSettings, prompt: Any, question: str | None) -> Run:
+        from rlm_jupyter.run import check, make
 
         check(settings)
         told = _Progress()
         try:
-            run = start(settings, prompt, question, self._engine, progress=told, told=told.say)
+            return make(settings, prompt, question, self._engine, progress=told, told=told.say)
         finally:
             told.clear()
-        self.runs[run.id] = run
-        return run
 
     def _watch(self, run: Run, view_name: str, out: str | None) -> RLMResult:
-        """Show a run until it ends, bind `out`, and give the result; an interrupt stops the run."""
+        """Begin a run, show it until it ends, bind `out`, and give the result; an interrupt stops the run."""
         from rlm_jupyter.trace import Trace
         from rlm_jupyter.widgets.view import open_view
 
@@ -380,19 +378,28 @@ class RLMMagics(Magics):
                     trace.add(event)
                 view.update(event)
 
+        def bind(result: RLMResult) -> RLMResult:
+            if out is not None:
+                self._shell.user_ns[out] = result
+            return result
+
         try:
-            view.start(trace)
-            show(feed)
-            result = run.wait()
-        except KeyboardInterrupt:
-            stopped = run.interrupted()
+            try:
+                self.runs[run.id] = run
+                view.start(trace)
+                run.begin()
+                show(feed)
+                result = bind(run.future.result())
+            except KeyboardInterrupt:  # of a run that has ended meanwhile it gives the result, too
+                stopped = run.interrupted()
+                assert stopped.result is not None
+                result = bind(stopped.result)
+            except BaseException:
+                run.stop()
+                raise
             show(feed.rest())
-            assert stopped.result is not None
-            result = stopped.result
         finally:
             view.finish()
-        if out is not None:
-            self._shell.user_ns[out] = result
         return result
 
     def _save_files(self, result: RLMResult, folder: str) -> None:

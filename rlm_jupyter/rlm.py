@@ -16,7 +16,7 @@ from rlm_jupyter.engine import Engine
 from rlm_jupyter.errors import SettingsError
 from rlm_jupyter.lm.table import PROVIDERS
 from rlm_jupyter.result import RLMResult
-from rlm_jupyter.run import Run, check, start
+from rlm_jupyter.run import Run, check, make
 from rlm_jupyter.settings import ENVIRONMENTS, MODAL_NAMES, PLACES, RunSettings, did_you_mean
 
 
@@ -118,7 +118,16 @@ class RLM:
 
     def start(self, prompt: Any, root_prompt: str | None = None) -> Run:
         """Start a run and give it back at once; see `completion` for the arguments."""
-        return start(self.settings, prompt, root_prompt, self._engine, api_key=self._api_key)
+        run = self._made(prompt, root_prompt)
+        try:
+            run.begin()
+        except BaseException:
+            run.stop()
+            raise
+        return run
+
+    def _made(self, prompt: Any, root_prompt: str | None) -> Run:
+        return make(self.settings, prompt, root_prompt, self._engine, api_key=self._api_key)
 
     def completion(self, prompt: Any, root_prompt: str | None = None) -> RLMResult:
         """Answer the question `root_prompt` about `prompt`, which becomes the variable `context` with its type.
@@ -132,7 +141,7 @@ class RLM:
         RLMError
             The run failed or was stopped; its `.result` holds the trace, the usage and what else there is.
         """
-        return _successful(self.start(prompt, root_prompt).wait())
+        return _successful(self._made(prompt, root_prompt).wait())
 
     async def acompletion(self, prompt: Any, root_prompt: str | None = None) -> RLMResult:
         """Do as `completion` does, awaitable from any event loop. Cancelling it stops the run."""

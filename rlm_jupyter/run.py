@@ -1,7 +1,7 @@
 """One run under way: the environment, kernel and models it takes, its events, and its end.
 
 A run lives in the engine's worker thread and is watched and stopped from any other. Whatever happens it ends in an
-`RLMResult`, with its trace; it never raises there. What can be refused is refused by `check` and `start`, in the caller's
+`RLMResult`, with its trace; it never raises there. What can be refused is refused by `check` and `make`, in the caller's
 thread, before anything is started or spent.
 """
 
@@ -93,7 +93,9 @@ class Feed:
 
 
 class Run:
-    """One run under way. Iterate over its `feed()`, `wait()` for the result, `stop()` it.
+    """One run: `begin()` it, iterate over its `feed()`, `wait()` for the result, `stop()` it.
+
+    It is made before it begins, so that whoever begins it holds it already when an interrupt comes, and can stop it.
 
     Attributes
     ----------
@@ -121,7 +123,9 @@ class Run:
         self._file: TraceFile | None = None
         self._budget: Budget | None = None
         self._files: dict[str, bytes] = {}
-        self.future: Future[RLMResult] = engine.start(self._main)
+        self._begun = False
+        self.future: Future[RLMResult] = Future()
+        self.future.set_running_or_notify_cancel()
 
     @property
     def status(self) -> str:
@@ -135,6 +139,11 @@ class Run:
             self._feeds.append(feed)
         return feed
 
+    def begin(self) -> None:
+        """Begin the run, in the worker thread. Calling it again, also after an interrupt in the midst of it, is fine."""
+        if not self._begun:
+            self._engine.start(self._main)
+
     def stop(self) -> None:
         """Stop the run: LM requests are cancelled, the cell is interrupted. Returns at once; `wait` gives the result."""
         self._stopping = True
@@ -147,9 +156,10 @@ class Run:
     def wait(self, timeout: float | None = None) -> RLMResult:
         """Wait for the end and give the result, whatever the status; TimeoutError after `timeout` seconds.
 
-        An interrupt (Ctrl-C) stops the run and raises `RunStopped` with the partial result.
+        A run that did not begin yet begins. An interrupt (Ctrl-C) stops it and raises `RunStopped` with the partial result.
         """
         try:
+            self.begin()
             return self.future.result(timeout)
         except KeyboardInterrupt:
             raise self.interrupted() from None
@@ -159,6 +169,7 @@ class Run:
         self.stop()
         error = RunStopped(f"stopped by the user after {len(self.trace.iterations)} iterations")
         with contextlib.suppress(TimeoutError, KeyboardInterrupt):
+            self.begin()  # where the interrupt came first it ends at once, and its result tells so
             error.result = self.future.result(STOP_WITHIN)
         if error.result is None:
             error = RunStopped("stopped by the user; the kernel did not end in time and is being killed")
@@ -177,8 +188,19 @@ class Run:
             if self._file is not None:
                 self._file.write(numbered)
 
-    async def _main(self) -> RLMResult:
-        """The whole run, in the worker thread. Never raises: what went wrong is in the result."""
+    async def _main(self) -> None:
+        """Do the whole run, in the worker thread, the first time that this is called."""
+        if self._begun:
+            return
+        self._begun = True
+        try:
+            self.future.set_result(await self._whole())
+        except BaseException as error:
+            self.future.set_exception(error)
+            raise
+
+    async def _whole(self) -> RLMResult:
+        """Never raises: what went wrong is in the result."""
         self._open_trace()
         settings, context = self.settings, self._task.context
         self._emit(
@@ -359,7 +381,7 @@ def check(settings: RunSettings, *, api_key: str | None = None) -> None:
     providers.check_models(settings, api_key=api_key)
 
 
-def start(
+def make(
     settings: RunSettings,
     prompt: Any,
     question: str | None,
@@ -369,7 +391,7 @@ def start(
     told: launch.Told = lambda text: None,
     api_key: str | None = None,
 ) -> Run:
-    """Start a run with checked settings.
+    """Give a run with checked settings and a prepared context, ready to begin.
 
     `progress` is told how far the preparing of a large context is, `told` what is made ready for the environment.
     """
