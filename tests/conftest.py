@@ -118,8 +118,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Leave behind how the run ended, for `make retest`."""
-    if not hasattr(session.config, "workerinput") and session.config.cache is not None:
-        session.config.cache.set("rlm_jupyter/exitstatus", int(exitstatus))
+    cache = getattr(session.config, "cache", None)  # `-p no:cacheprovider` has none
+    if cache is not None and not hasattr(session.config, "workerinput"):
+        cache.set("rlm_jupyter/exitstatus", int(exitstatus))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
