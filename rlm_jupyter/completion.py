@@ -62,6 +62,8 @@ class Completion:
             return [(command, "keyword") for command in COMMANDS]
         if words[1:] == ["doctor"]:
             return [("--json", "option")]
+        if words[1:2] == ["sandboxes"]:
+            return [("all", "value")] if words[-1] == "--end" else [(option, "option") for option in ("--app-name", "--end")]
         return [(run, "run") for run in self._runs] if words[1:] == ["show"] else []
 
     def _candidates(self, words: list[str], fragment: str) -> Iterable[tuple[str, str]]:

@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "status": ("", "the defaults in force, and how to change them"),
     "list": ("", "the runs of this session"),
     "show": ("[id]", "a run's result again (the last one, or by its id; also from its trace file)"),
+    "sandboxes": ("[--end ID]", "your sandboxes at Modal; --end ends one, --end all those that were left over"),
     "purge": ("", "delete the trace files"),
     "doctor": ("", "what is here, what is ready, what to type where something is missing; --json"),
 }
@@ -94,6 +95,15 @@ class Steering:
         view = open_view(self._defaults()["view"])
         view.start(trace)
         view.finish()
+
+    def _sandboxes(self, words: Sequence[str]) -> None:
+        from rlm_jupyter.errors import SettingsError
+        from rlm_jupyter.sandboxes import sandboxes
+
+        try:
+            print(sandboxes(words, self._defaults().get("app_name") or "", list(self._runs.values())))
+        except SettingsError as error:
+            raise UsageError(str(error)) from None
 
     def _purge(self, words: Sequence[str]) -> None:
         from rlm_jupyter.trace_file import purge, trace_folder

@@ -116,9 +116,9 @@ def test_a_key_with_a_line_end_is_refused(shell: Shell, monkeypatch: pytest.Monk
         ("%%rlm --model de", ["deepseek/", "demo"]),
         ("%%rlm --model ollam", ["ollama/"]),
         ("%%rlm --price-as gpt-5-m", ["gpt-5-mini"]),
-        ("%rlm ", ["doctor", "list", "purge", "show", "status"]),
+        ("%rlm ", ["doctor", "list", "purge", "sandboxes", "show", "status"]),
         ("%rlm doctor ", ["--json"]),
-        ("%rlm s", ["show", "status"]),
+        ("%rlm s", ["sandboxes", "show", "status"]),
     ],
 )
 def test_completion_is_exact(shell: Shell, text: str, offered: list[str]) -> None:

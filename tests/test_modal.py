@@ -141,7 +141,7 @@ async def test_p23_a_sandbox_is_asked_for_with_the_least(
         ):
             assert not asked.get(absent), absent
         assert not request.get("secret_sources")
-        assert {tag["tag_name"] for tag in request["tags"]} == {"made-by", "user", "host"}
+        assert {tag["tag_name"] for tag in request["tags"]} == {"made-by", "user", "host", "process", "begun"}
         assert asked["entrypoint_args"][:3] == ["python", "-P", "-c"]
         built = commands_of(local_modal, asked["image_id"])
         assert any(f"python:{sys.version_info.major}.{sys.version_info.minor}" in line for line in built)

@@ -21,6 +21,7 @@ from IPython.core.error import UsageError
 from rlm_jupyter import RLM, KernelError, SettingsError, modal_image
 from rlm_jupyter.errors import RLMError
 from rlm_jupyter.kernels import modal_launch
+from rlm_jupyter.kernels.modal_place import tags
 from rlm_jupyter.settings import RunSettings
 from rlm_jupyter.trials import NOTE, OK, PROBLEM, TRIES
 from rlm_jupyter.widgets import html, text
@@ -185,7 +186,7 @@ def test_p24_what_cannot_be_typed_is_one_line_and_asks_modal_for_nothing(shell: 
         assert isinstance(ran.error, UsageError), line
         assert str(ran.error).startswith(told), line
         assert "\n" not in str(ran.error)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20
     assert plane.told().requests - before == {}
 
 
@@ -236,7 +237,7 @@ def tried(**variables):
     try:
         RLM("demo", environment="modal")
     except SettingsError as error:
-        print(time.monotonic() - started < 5, error)
+        print(time.monotonic() - started < 20, error)
 tried()
 del sys.modules["modal"]
 import modal
@@ -294,6 +295,8 @@ def test_completion_offers_images_networks_and_gpus(shell: Shell) -> None:
     assert "A100" in shell.complete("%%rlm --env modal --gpu A")
     assert "exec" in shell.complete("%%rlm --env modal --bridge ")
     assert shell.complete("%%rlm --env m") == ["modal"]
+    assert shell.complete("%rlm sandboxes ") == ["--app-name", "--end"]
+    assert shell.complete("%rlm sandboxes --end ") == ["all"]
 
 
 def test_modal_image_is_exported_and_importing_us_does_not_import_modal() -> None:
@@ -301,3 +304,52 @@ def test_modal_image_is_exported_and_importing_us_does_not_import_modal() -> Non
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "False\n"
     assert isinstance(modal_image(), modal.Image)
+
+
+LEFT = """
+import asyncio, sys
+from rlm_jupyter.kernels.modal import ModalPlace, open_modal
+async def main():
+    for name in sys.argv[1:]:
+        await open_modal(ModalPlace(app_name=name), reconnect=400)
+asyncio.run(main())
+"""
+
+
+def left_over(plane: LocalModal, *apps: str) -> list[str]:
+    """Make sandboxes in these apps whose process is gone, and give their ids."""
+    subprocess.run([sys.executable, "-c", LEFT, *apps], env={**os.environ, **plane.environment}, timeout=60, check=True)
+    return [created.sandbox for created in plane.told().created[-len(apps) :]]
+
+
+def test_sandboxes_that_were_left_over_are_listed_and_ended_and_no_others(
+    shell: Shell, plane: LocalModal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert shell.run("%rlm sandboxes").output == "no sandbox of yours runs at Modal in the app rlm-sandbox\n"
+    first, second, elsewhere = left_over(plane, "rlm-sandbox", "rlm-sandbox", "another")
+    lookup = modal.App.lookup("rlm-sandbox", create_if_missing=True)
+    theirs = modal.Sandbox.create(app=lookup)
+    ours = tags()
+    in_use = modal.Sandbox.create(app=lookup, tags=ours | {"process": str(os.getppid())})
+    far = modal.Sandbox.create(app=lookup, tags=ours | {"host": "laptop", "process": "77", "begun": "soon"})
+    listed = shell.run("%rlm sandboxes").output
+    assert listed.startswith("4 of your sandboxes run at Modal in the app rlm-sandbox:\n")
+    rows = {line.split()[0]: line for line in listed.splitlines() if line.startswith("  sb-")}
+    assert set(rows) == {first, second, in_use.object_id, far.object_id}
+    assert rows[first].endswith("left over: nothing uses it")
+    assert rows[in_use.object_id].endswith(f"in use by process {os.getppid()}")
+    assert rows[far.object_id].endswith("?  in use by process 77 on laptop, if that still runs")
+    refused = shell.run(f"%rlm sandboxes --end {theirs.object_id}").error
+    assert isinstance(refused, UsageError)
+    assert f"no sandbox of yours has the id {theirs.object_id}" in str(refused)
+    assert shell.run(f"%rlm sandboxes --end {first}").output == f"ended: {first}\n"
+    assert shell.run("%rlm sandboxes --end all").output == f"ended: {second}\n"
+    assert shell.run("%rlm sandboxes --end all").output.startswith("nothing was left over at Modal in the app rlm-sandbox")
+    assert {state.id for state in plane.running()} == {theirs.object_id, in_use.object_id, far.object_id, elsewhere}
+    assert shell.run("%rlm sandboxes --app-name another --end all").output == f"ended: {elsewhere}\n"
+    for sandbox in (theirs, in_use, far):
+        sandbox.terminate(wait=True)
+    for words in ("--all", "--end", "--end --app-name x", "all"):
+        assert "takes --end ID, --end all and --app-name NAME" in str(shell.run(f"%rlm sandboxes {words}").error)
+    monkeypatch.setenv("MODAL_TOKEN_ID", "")
+    assert "there is no token of Modal on this machine: type modal setup" in str(shell.run("%rlm sandboxes").error)

@@ -9,8 +9,7 @@ That a sandbox is over is told by Modal's control plane, which is waited for all
 away silently is waited for by the SDK for ever. A sandbox whose host is gone ends with its supervisor, see `guest.hold`.
 
 The supervisor is not the sandbox's first process here, and the code has root's rights in its sandbox: it cannot read the
-supervisor, but it can kill it, which ends the sandbox and is told. Nothing chooses this environment yet: no option, no
-setting.
+supervisor, but it can kill it, which ends the sandbox and is told.
 """
 
 from __future__ import annotations

@@ -6,17 +6,21 @@ a missing or refused token and a network that does not lead there are one line e
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import re
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 from rlm_jupyter.errors import SettingsError
 from rlm_jupyter.kernels.client import cleaned
 from rlm_jupyter.kernels.images import check_name
 from rlm_jupyter.kernels.modal_place import ModalPlace, load
 from rlm_jupyter.settings import MIB, MODAL_NAMES, PLACES, RunSettings, option, size_of
+
+T = TypeVar("T")
 
 HELLO_SECONDS = 4.0
 """Within which Modal must have answered."""
@@ -97,36 +101,42 @@ def _say_hello() -> None:
     def hello() -> None:
         modal.Client.from_env().hello()
 
-    error = within(HELLO_SECONDS, hello)
-    if error is None:
-        return
+    try:
+        within(HELLO_SECONDS, hello)
+    except Exception as error:  # whatever the SDK raises is one line
+        raise explained(error, HELLO_SECONDS) from None
+
+
+def explained(error: Exception, seconds: float) -> SettingsError:
+    """Give one line for what the SDK raised when it asked Modal for something, within so many seconds."""
+    known = load().exception
     line = (cleaned(str(error)).splitlines() or [""])[0][:200] or type(error).__name__
-    if isinstance(error, modal.exception.AuthError):
-        raise SettingsError(f"Modal does not accept this machine's token: type modal setup in a terminal ({line})")
-    if isinstance(error, (TimeoutError, modal.exception.ConnectionError)):
-        raise SettingsError(f"Modal cannot be reached within {HELLO_SECONDS:.0f} s: is there a network, or a proxy? ({line})")
-    raise SettingsError(f"Modal refuses this machine: {line}")
+    if isinstance(error, known.AuthError):
+        return SettingsError(f"Modal does not accept this machine's token: type modal setup in a terminal ({line})")
+    if isinstance(error, (TimeoutError, known.ConnectionError)):
+        return SettingsError(f"Modal cannot be reached within {seconds:.0f} s: is there a network, or a proxy? ({line})")
+    return SettingsError(f"Modal refuses this machine: {line}")
 
 
 def version() -> str:
     return str(load().__version__)
 
 
-def within(seconds: float, work: Callable[[], object]) -> Exception | None:
-    """Do something in a thread of its own, where no event loop runs, and give the error; TimeoutError when it takes longer."""
-    outcome: list[Exception | None] = []
+def within(seconds: float, work: Callable[[], T]) -> T:
+    """Do something in a thread of its own, where no event loop runs; TimeoutError when it takes longer."""
+    outcome: Future[T] = Future()
 
     def run() -> None:
         try:
-            work()
-            outcome.append(None)
-        except Exception as error:  # whatever a library raises is told
-            outcome.append(error)
+            outcome.set_result(work())
+        except BaseException as error:  # raised where it was asked for
+            outcome.set_exception(error)
 
-    thread = threading.Thread(target=run, name="rlm_jupyter modal", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return outcome[0] if outcome else TimeoutError("no answer")
+    threading.Thread(target=run, name="rlm_jupyter modal", daemon=True).start()
+    try:
+        return outcome.result(seconds)
+    except concurrent.futures.TimeoutError:
+        raise TimeoutError("no answer") from None
 
 
 def limits(place: ModalPlace) -> str:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import dataclasses
 import getpass
 import importlib
+import os
 import re
 import socket
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,8 @@ USUAL = ("scipy", "sympy", "requests", "httpx", "pyyaml", "tqdm")
 PIPE = "/tmp/.rlm-hold"
 FOLDER = "/tmp/rlm"
 MADE_BY = "rlm_jupyter"
+HOST, PROCESS, BEGUN = "host", "process", "begun"
+"""Tags of a sandbox: the machine and the process that use it, and when it was asked for, in seconds since the epoch."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DOMAIN = re.compile(r"(?:\*\.)?[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)+")
@@ -227,7 +231,13 @@ def tags() -> dict[str, str]:
         user = getpass.getuser()
     except (OSError, KeyError):
         user = "unknown"
-    return {"made-by": MADE_BY, "user": _tag(user), "host": _tag(socket.gethostname())}
+    return {
+        "made-by": MADE_BY,
+        "user": _tag(user),
+        HOST: _tag(socket.gethostname()),
+        PROCESS: str(os.getpid()),
+        BEGUN: str(int(time.time())),
+    }
 
 
 def _tag(text: str) -> str:

@@ -66,10 +66,10 @@ ENVIRONMENTS: dict[str, Callable[[pytest.FixtureRequest], Open]] = {
 }
 """What opens each environment, by name, with the fixtures it needs. A new one is added here and nowhere else in this folder."""
 
-NOT_OFFERED = ("modal-exec", "modal-tunnel")
-"""Environments that no setting chooses yet: `make test-matrix` has them, `make test` does not."""
+IN_THE_MATRIX = ("modal-exec", "modal-tunnel")
+"""Environments whose tests take minutes: `make test-matrix` has them, `make test` does not."""
 
-NAMES = [pytest.param(name, marks=pytest.mark.matrix if name in NOT_OFFERED else ()) for name in ENVIRONMENTS]
+NAMES = [pytest.param(name, marks=pytest.mark.matrix if name in IN_THE_MATRIX else ()) for name in ENVIRONMENTS]
 """The parameters of a fixture that opens each."""
 
 
