@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from rlm_jupyter.run import Run
     from rlm_jupyter.settings import RunSettings
 
+FORMATS = ("text", "markdown")
 VIEWS = ("auto", "html", "text", "none")
 PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z_]\w*)\s*\}\}")
 PLACEHOLDER_CAP = 100_000
@@ -98,6 +99,9 @@ class RLMMagics(Magics):
     ).tag(config=True)
     kernel = Unicode("", help="An installed kernelspec to run the code in; empty: this notebook's Python.").tag(config=True)
     view = Enum(VIEWS, "auto", help="What is shown: html in notebooks, text in terminals, none; auto chooses.").tag(config=True)
+    format = Enum(FORMATS, "text", help="How an answer that is a text is shown: text, or markdown drawn without links.").tag(
+        config=True
+    )
     image = Unicode(
         "", help="The image to start from; empty: python:X.Y-slim with --env docker, modal_image() with --env modal."
     ).tag(config=True)
@@ -224,6 +228,7 @@ class RLMMagics(Magics):
     @argument("--show-pictures-to-model", action="store_true", help="Send the root LM the pictures that the code makes.")
     @argument("--save-files", metavar="DIR", help="Write the files that the code made there, over none that exist.")
     @argument("--view", choices=VIEWS, help="What is shown. Default: auto (html in notebooks, text in terminals).")
+    @argument("--format", choices=FORMATS, help="How an answer that is a text is shown: text, or markdown. Default: text.")
     @argument("--no-trace", action="store_true", help="Write no trace file.")
     @cell_magic("rlm")  # type: ignore[arg-type]  # IPython types these two as taking nothing
     def ask(self, line: str, cell: str) -> None:
@@ -242,7 +247,7 @@ class RLMMagics(Magics):
             run = self._make(settings, prompt, question)
         except SettingsError as error:
             raise UsageError(str(error)) from None
-        result = self._watch(run, options.view or self.view, options.out)
+        result = self._watch(run, options.view or self.view, options.out, options.format or self.format)
         if options.save_files is not None:
             self._save_files(result, options.save_files)
         if result.error is not None:
@@ -365,12 +370,13 @@ class RLMMagics(Magics):
         finally:
             told.clear()
 
-    def _watch(self, run: Run, view_name: str, out: str | None) -> RLMResult:
+    def _watch(self, run: Run, view_name: str, out: str | None, answer_format: str) -> RLMResult:
         """Begin a run, show it until it ends, bind `out`, and give the result; an interrupt stops the run."""
         from rlm_jupyter.trace import Trace
-        from rlm_jupyter.widgets.view import open_view
+        from rlm_jupyter.widgets.view import Face, open_view
 
         view, trace, feed = open_view(view_name), Trace(), run.feed()
+        result: RLMResult | None = None
 
         def show(events: Iterable[Event | None]) -> None:
             for event in events:
@@ -399,7 +405,7 @@ class RLMMagics(Magics):
                 raise
             show(feed.rest())
         finally:
-            view.finish()
+            view.finish(Face(result.value if result is not None else None, answer_format))
         return result
 
     def _save_files(self, result: RLMResult, folder: str) -> None:

@@ -75,5 +75,6 @@ class RLMResult:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         from rlm_jupyter.widgets.html import bundle
+        from rlm_jupyter.widgets.view import Face
 
-        return bundle(self.trace)
+        return bundle(self.trace, face=Face(self.value))

@@ -132,6 +132,16 @@ class Run:
         """`running`, or how it ended: see `RLMResult.status`."""
         return self.trace.status
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """Show the run as it stands; one that has ended as its result."""
+        if self.future.done():
+            return self.future.result()._repr_mimebundle_()
+        from rlm_jupyter.widgets.html import bundle
+
+        with self._lock:
+            so_far = list(self.trace.events)
+        return bundle(Trace.from_events(so_far))
+
     def feed(self) -> Feed:
         """Give an iterator over the run's events, from its first on to its end."""
         with self._lock:

@@ -69,21 +69,29 @@ class Steering:
         print('Change one with %config RLMMagics.model = "gpt-5-mini", or for one cell with its option, such as --model.')
 
     def _list(self, words: Sequence[str]) -> None:
-        from rlm_jupyter.widgets.listing import render
+        from rlm_jupyter.widgets.listing import bundle
+        from rlm_jupyter.widgets.view import choose_view
 
-        print(render([run.trace for run in self._runs.values()]))
+        shown = bundle([run.trace for run in self._runs.values()])
+        if choose_view(self._defaults()["view"]) in ("text", "none"):
+            print(shown["text/plain"])
+        else:
+            from IPython.display import display
+
+            display(shown, raw=True)  # type: ignore[no-untyped-call]
 
     def _show(self, words: Sequence[str]) -> None:
         from rlm_jupyter.trace import Trace
         from rlm_jupyter.trace_file import trace_folder
-        from rlm_jupyter.widgets.view import open_view
+        from rlm_jupyter.widgets.view import Face, open_view
 
+        run = self._runs.get(words[0]) if words else None
         if not words:
             if not self._runs:
                 raise UsageError("no run in this session yet; %rlm show ID shows one from its trace file")
-            trace = list(self._runs.values())[-1].trace
-        elif words[0] in self._runs:
-            trace = self._runs[words[0]].trace
+            run = list(self._runs.values())[-1]
+        if run is not None:
+            trace = run.trace
         else:
             path = trace_folder() / f"{os.path.basename(words[0])}.jsonl"
             if not path.is_file():
@@ -93,8 +101,9 @@ class Steering:
             except ValueError as error:
                 raise UsageError(f"{path.name} cannot be shown: {error}") from None
         view = open_view(self._defaults()["view"])
+        value = run.future.result().value if run is not None and run.future.done() else None
         view.start(trace)
-        view.finish()
+        view.finish(Face(value, self._defaults()["format"]))
 
     def _sandboxes(self, words: Sequence[str]) -> None:
         from rlm_jupyter.errors import SettingsError

@@ -179,7 +179,10 @@ def child_of(text: str) -> list[Event]:
     ]  # fmt: skip
 
 
-TAGS = {"div", "span", "b", "bdi", "pre", "details", "summary", "dl", "dt", "dd", "progress", "img"}
+TAGS = {
+    "div", "span", "b", "bdi", "pre", "details", "summary", "dl", "dt", "dd", "progress", "img", "table", "thead", "tbody",
+    "tr", "th", "td",
+}  # fmt: skip
 ATTRIBUTES = {
     "style": re.compile(r"[-a-z0-9#%().,:; ]*"),
     "class": re.compile("mathjax_ignore tex2jax_ignore"),
@@ -188,7 +191,7 @@ ATTRIBUTES = {
     "value": re.compile(r"\d+"),
     "max": re.compile(r"\d+"),
     "src": re.compile(r"data:(image/png|image/jpeg);base64,([A-Za-z0-9+/]+=?=?)"),
-    "alt": re.compile(r"picture of (\d+)x(\d+) made by cell -?\d{1,12}"),
+    "alt": re.compile(r"picture of (\d+)x(\d+) (?:made by cell -?\d{1,12}|given as the answer)"),
 }
 
 

@@ -69,6 +69,7 @@ MAY_IMPORT = {
         "trace",
         "trace_file",
         "values",
+        "widgets",
     },
     "rlm": GROUND | {"engine", "kernels.modal_place", "lm.table", "result", "run"},
     "widgets": {"events", "pictures", "trace"},
@@ -161,6 +162,8 @@ def test_loading_the_extension_imports_nothing_heavy() -> None:
         "rich",
         "modal",
         "platformdirs",
+        "markdown_it",
+        "nh3",
     }
     assert heavy.isdisjoint(name.partition(".")[0] for name in loaded)
     assert len([name for name in loaded if name.startswith("rlm_jupyter")]) <= 4

@@ -19,6 +19,7 @@ from rlm_jupyter.widgets import images, page, text, words
 from rlm_jupyter.widgets.markup import MUTED, SMALL, dotted, say
 from rlm_jupyter.widgets.markup import page as element
 from rlm_jupyter.widgets.page import CAP, render
+from rlm_jupyter.widgets.view import Face
 
 __all__ = ["HtmlView", "bundle", "render"]
 
@@ -35,9 +36,9 @@ class Publish(Protocol):
         """Show `bundle`, or put it in the place of what was shown under `display_id`."""
 
 
-def bundle(trace: Trace, cap: int = CAP) -> dict[str, str]:
+def bundle(trace: Trace, cap: int = CAP, face: Face | None = None) -> dict[str, str]:
     """Give a finished run as a display bundle, to be shown with `display(bundle(trace), raw=True)`."""
-    return {"text/html": render(trace, cap), "text/plain": text.render(trace)}
+    return {"text/html": render(trace, cap, face), "text/plain": text.render(trace)}
 
 
 def _display(bundle: dict[str, str], *, display_id: str, update: bool) -> None:
@@ -88,14 +89,14 @@ class HtmlView:
         if self._send("status", self._status(now - self._began)):
             self._shown = now
 
-    def finish(self) -> None:
+    def finish(self, face: Face | None = None) -> None:
         """Put the static result in the place of both displays."""
         if self._finished:
             return
         self._finished = True
         head, below = page.head(self._trace), images.below(self._trace.pictures)
         self._send("status", {"text/html": head, "text/plain": text.headline(self._trace)})
-        body = page.body(self._trace, CAP - len(head.encode()), below=below)
+        body = page.body(self._trace, CAP - len(head.encode()), below=below, face=face)
         self._send("page", {"text/html": body, "text/plain": text.render(self._trace)})
         for number, picture in below.items():
             plain = images.told(picture, self._trace.pictures[number].cell)

@@ -55,12 +55,17 @@ VALUE = "display:inline-block;max-width:calc(100% - 9em);word-wrap:break-word"
 
 
 def escape(text: str) -> str:
-    """Give visible text as HTML text.
+    """Give visible text as HTML text."""
+    return guard(html.escape(text, quote=False))
+
+
+def guard(source: str) -> str:
+    """Give HTML without attributes as it is to be saved.
 
     Newlines become references, since a saved notebook indents each line of a text. Dollars and backslashes are followed by
     an empty element: notebooks typeset mathematics wherever a text has two dollars or a `\\(`, and MathJax has an `\\href`.
     """
-    return html.escape(text, quote=False).translate(_TRANSLATION)
+    return source.translate(_TRANSLATION)
 
 
 _TRANSLATION = str.maketrans({"\n": "&#10;", "$": "$<b></b>", "\\": "\\<b></b>"})

@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Container
 
 from rlm_jupyter.trace import Iteration, Trace
-from rlm_jupyter.widgets import reading, timeline, tree, words
+from rlm_jupyter.widgets import answers, reading, timeline, tree, words
 from rlm_jupyter.widgets.fit import Part, fill, fixed
 from rlm_jupyter.widgets.images import Album
 from rlm_jupyter.widgets.markup import LABEL, LINE, MUTED, TONES, VALUE, WARN, dotted, escape, ink, page, say, tag
 from rlm_jupyter.widgets.rows import Limits, drawn
+from rlm_jupyter.widgets.view import Face
 
 CAP = 208 * 1024
 """Bytes of one page in a saved notebook: 256 KB less the plain text beside it and the summary line."""
@@ -36,23 +37,24 @@ def head(trace: Trace) -> str:
     return "".join(map(str, page(f'<b style="{ink(tone)}">{say(word)}</b> <span style="{MUTED}">· {figures}</span>')))
 
 
-def render(trace: Trace, cap: int = CAP, answer: list[Part] | None = None) -> str:
+def render(trace: Trace, cap: int = CAP, face: Face | None = None) -> str:
     """Give a run as one page of at most `cap` bytes: summary line, answer, iterations, timeline, totals."""
     first = head(trace)
-    return first + body(trace, cap - len(first.encode()) - 64, answer=answer)
+    return first + body(trace, cap - len(first.encode()) - 64, face=face)
 
 
-def body(trace: Trace, cap: int = CAP, live: bool = False, below: Container[int] = (), answer: list[Part] | None = None) -> str:
+def body(trace: Trace, cap: int = CAP, live: bool = False, below: Container[int] = (), face: Face | None = None) -> str:
     """Give what stands under the summary line.
 
     `live`: the run goes on; only its last iterations can be opened. `below`: the pictures that are shown below the run.
-    `answer`: what is drawn in place of the answer's text.
+    `face`: what is known of the answer beside its text.
     """
     turns = _turns(trace, live)
     numbers = reading.pictured(turns[-1:]) if live else list(trace.pictures)
     album = Album.of(trace.pictures, [number for number in numbers if number in trace.pictures], below, live)
     extra = LIVE_PICTURES if live and album.pictures else 0
-    result = [] if live else answer if answer is not None else tree.answer(trace)
+    result = [] if live else answers.draw(trace, face or Face())
+    cap += answers.free(result)
     strips = [] if live else timeline.draw(trace)
     if fixed(strips) > cap // 6:
         strips = []

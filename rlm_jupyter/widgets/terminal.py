@@ -18,6 +18,7 @@ from rlm_jupyter.events import Event
 from rlm_jupyter.trace import Iteration, Trace
 from rlm_jupyter.widgets import reading, text, words
 from rlm_jupyter.widgets.text import BANG, BAR, INDENT, Block, Detail, led
+from rlm_jupyter.widgets.view import Face
 
 LINES = 40
 """Lines shown of one piece of output; of code and prose four times as many."""
@@ -173,7 +174,7 @@ class TextView:
             self._shown = now
             self._paper.status(self._status(now - self._began))
 
-    def finish(self) -> None:
+    def finish(self, face: Face | None = None) -> None:
         """Take the status line away and write the answer and the totals."""
         if self._finished:
             return

@@ -45,11 +45,11 @@ from rlm_jupyter.widgets.markup import (
 from rlm_jupyter.widgets.rows import CELLS, Drawn
 
 
-def answer(branch: Branch, claim: int = 0) -> list[Part]:
-    """Give how an RLM ended: its answer, its error, and what is to be said of them."""
-    note = words.outcome(branch)
-    parts: list[Part] = []
-    if branch.answer:
+def answer(branch: Branch, claim: int = 0, face: list[Part] | None = None, note: str | None = None) -> list[Part]:
+    """Give how an RLM ended: its answer (or `face` in the place of its text), its error, and what is to be said of them."""
+    note = words.outcome(branch) if note is None else note
+    parts: list[Part] = list(face or ())
+    if branch.answer and face is None:
         style = PROSE if branch.answer_type in ("", "str") else BLOCK
         parts += [f'<div dir="auto" style="{style};{framed(branch)}">', Slot(words.visible(branch.answer), claim), "</div>"]
     if branch.error:

@@ -6,12 +6,21 @@ from the thread that waits for the run; it draws, and decides nothing.
 
 from __future__ import annotations
 
-from typing import Protocol
+import dataclasses
+from typing import Any, Protocol
 
 from rlm_jupyter.events import Event
 from rlm_jupyter.trace import Trace
 
 VIEWS = ("auto", "html", "text", "none")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Face:
+    """What is known of an answer beside its text: its value (None: nothing is); `format`: text, or markdown to be drawn."""
+
+    value: Any = None
+    format: str = "text"
 
 
 class View(Protocol):
@@ -23,8 +32,8 @@ class View(Protocol):
     def update(self, event: Event | None) -> None:
         """Show `event`, which is in the trace already; None is a tick of the clock, about every 0.25 s."""
 
-    def finish(self) -> None:
-        """Leave behind what should be seen of a run that is over."""
+    def finish(self, face: Face | None = None) -> None:
+        """Leave behind what should be seen of a run that is over; `face`: what is known of its answer beside its text."""
 
 
 class NoView:
@@ -36,7 +45,7 @@ class NoView:
     def update(self, event: Event | None) -> None:
         """Do nothing."""
 
-    def finish(self) -> None:
+    def finish(self, face: Face | None = None) -> None:
         """Do nothing."""
 
 
