@@ -6,6 +6,9 @@ tokenizer makes more than one token of a byte), tightened by the tokens per byte
 output `max_output_tokens`. What does not fit waits, first come, first served, for requests under way, whose settling may make
 room, and fails only when none is.
 
+From its first turn on, the root LM has room kept for one last request, in which it gives its answer when a cap is used up: a
+request, tokens and dollars for its history as long as it can be after the turn, and a little time. Nobody else may take that.
+
 A budget belongs to one event loop. It never asks a clock for anything but the deadline, and nothing of it sleeps.
 """
 
@@ -29,6 +32,8 @@ WITNESS = 256
 """Bytes that a request must have for its tokens per byte to say something."""
 GUESS = 0.3
 """Tokens per byte of English and code, where nothing was seen: for estimates only, never for a reservation."""
+LAST_SECONDS, LAST_SHARE = 30.0, 0.25
+"""Seconds kept for the last request, and the most of a run's time that they may be."""
 
 
 class RequestTooLarge(LimitReached):
@@ -52,11 +57,15 @@ class _Need:
     dollars: float
 
 
+_NONE = _Need(0, 0.0)
+
+
 @dataclass(slots=True, eq=False)
 class _Waiter:
     model: str
     price: Price | None
     input_bytes: int
+    keep: int = 0
     turn: anyio.Event = field(default_factory=anyio.Event)
     granted: Reservation | None = None
     error: LimitReached | None = None
@@ -105,6 +114,8 @@ class Budget:
         self._settings = settings
         self.started = time.monotonic() if started is None else started
         self.deadline = self.started + settings.timeout
+        self._last_seconds = min(LAST_SECONDS, settings.timeout * LAST_SHARE)
+        self._last: tuple[str, Price | None, int] | None = None
         self.calls = 0
         self.usage = Usage()
         self.cost: float | None = None
@@ -119,12 +130,23 @@ class Budget:
         """Requests under way."""
         return self._in_flight
 
-    def remaining(self) -> float:
-        """Give the seconds until the deadline, never below 0."""
-        return max(0.0, self.deadline - time.monotonic())
+    def remaining(self, *, last: bool = False) -> float:
+        """Give the seconds that are left for requests, of which the `last` one has more; never below 0."""
+        return max(0.0, self.deadline - (0.0 if last else self._last_seconds) - time.monotonic())
 
-    async def reserve(self, model: str, price: Price | None, input_bytes: int) -> Reservation:
+    def left(self) -> tuple[int, int | None, float | None]:
+        """Give the requests, tokens and dollars that are left, without what is kept for the last request."""
+        settings, kept = self._settings, self._kept()
+        calls = settings.max_calls - self.calls - (kept is not None)
+        tokens = None if settings.max_tokens is None else settings.max_tokens - self.usage.total_tokens - (kept or _NONE).tokens
+        dollars = None if settings.max_cost is None else settings.max_cost - (self.cost or 0.0) - (kept or _NONE).dollars
+        return max(0, calls), tokens, dollars
+
+    async def reserve(self, model: str, price: Price | None, input_bytes: int, keep: int = 0) -> Reservation:
         """Wait for room for a request and take it.
+
+        `keep` is of the root LM's turns: the most bytes that its last request can have after this one. Room for that is kept
+        from now on. The first turn is made also where the caps have no such room.
 
         Raises
         ------
@@ -134,7 +156,7 @@ class Budget:
             A cap is used up, and stays so: `limit` holds it from now on and every later call fails with it.
         """
         self.check()
-        waiter = _Waiter(model, price, input_bytes)
+        waiter = _Waiter(model, price, input_bytes, keep)
         if not self._waiters and self._grant(waiter):
             return self._taken(waiter)
         self._waiters.append(waiter)
@@ -146,18 +168,39 @@ class Budget:
             raise
         if not waiter.turn.is_set():
             self._forget(waiter)
-            self._time_out()
+            self.reach(self.out_of_time())
             self.check()
         return self._taken(waiter)
 
+    def reserve_last(self, model: str, price: Price | None, input_bytes: int) -> Reservation:
+        """Take the room that was kept for the last request, after a cap was reached; LimitReached where there is none."""
+        need, self._last = self._bound(model, price, input_bytes), None
+        lacking = self._lacking(need, None) if self.remaining(last=True) else self.out_of_time()
+        if lacking is not None:
+            raise lacking
+        return self._hold(_Waiter(model, price, input_bytes), need)
+
     def check(self) -> None:
         """Raise the `LimitReached` of a cap that is used up, also by the clock."""
-        if self.limit is None and time.monotonic() >= self.deadline:
-            self._reach(
-                LimitReached("timeout", f"the time of the run is used up (--timeout {self._settings.timeout:g} seconds)")
-            )
+        if self.limit is None and not self.remaining():
+            self.reach(self.out_of_time())
         if self.limit is not None:
             raise self.limit
+
+    def reach(self, limit: LimitReached) -> None:
+        """Remember the first cap that was reached and fail all who wait, and all who ask from now on."""
+        if self.limit is None:
+            self.limit = limit
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            waiter.error = self.limit
+            waiter.turn.set()
+
+    def out_of_time(self) -> LimitReached:
+        """Give the error of a run whose time is used up."""
+        timeout, used = self._settings.timeout, time.monotonic() - self.started
+        text = f"the time of the run is used up (--timeout {timeout:g} seconds)"
+        return LimitReached("timeout", text, used=used, cap=timeout)
 
     def too_large(self, model: str, price: Price | None, input_bytes: int) -> RequestTooLarge | None:
         """Give the error of a request that could cost more than a whole cap, None where it would fit."""
@@ -185,59 +228,76 @@ class Budget:
         if refusal is not None:
             waiter.error = refusal
             return True
-        lacking = self._lacking(need)
+        kept = self._bound(waiter.model, waiter.price, waiter.keep) if waiter.keep else self._kept()
+        lacking = self._lacking(need, kept)
+        if lacking is not None and self._in_flight == 0 and waiter.keep and self._last is None:
+            lacking = self._lacking(need, None)
         if lacking is None:
-            self._in_flight += 1
-            self._held = _Need(self._held.tokens + need.tokens, self._held.dollars + need.dollars)
-            waiter.granted = Reservation(self, waiter.model, waiter.price, waiter.input_bytes, need)
+            if waiter.keep:
+                self._last = (waiter.model, waiter.price, waiter.keep)
+            waiter.granted = self._hold(waiter, need)
             return True
         if self._in_flight == 0:
-            self._reach(lacking)
+            self.reach(lacking)
             waiter.error = self.limit
             return True
         return False
+
+    def _hold(self, waiter: _Waiter, need: _Need) -> Reservation:
+        self._in_flight += 1
+        self._held = _Need(self._held.tokens + need.tokens, self._held.dollars + need.dollars)
+        return Reservation(self, waiter.model, waiter.price, waiter.input_bytes, need)
+
+    def _kept(self) -> _Need | None:
+        """Give what is kept for the last request, by what is known of its model now."""
+        return self._bound(*self._last) if self._last is not None else None
 
     def _alone(self, need: _Need) -> RequestTooLarge | None:
         """Refuse what would not fit if nothing else had ever been spent."""
         tokens, dollars = self._settings.max_tokens, self._settings.max_cost
         if tokens is not None and need.tokens > tokens:
             return RequestTooLarge(
-                "max_tokens", f"this request alone may take {need.tokens:,} tokens; --max-tokens is {tokens:,}"
+                "max_tokens",
+                f"this request alone may take {need.tokens:,} tokens; --max-tokens is {tokens:,}",
+                used=self.usage.total_tokens,
+                cap=tokens,
             )
         if dollars is not None and need.dollars > dollars:
             return RequestTooLarge(
-                "max_cost", f"this request alone may cost {need.dollars:.2f} dollars; --max-cost is {dollars:g}"
+                "max_cost",
+                f"this request alone may cost {need.dollars:.2f} dollars; --max-cost is {dollars:g}",
+                used=self.cost or 0.0,
+                cap=dollars,
             )
         return None
 
-    def _lacking(self, need: _Need) -> LimitReached | None:
-        """Name the cap that `need` does not fit under now, counting what is under way at its most."""
+    def _lacking(self, need: _Need, kept: _Need | None) -> LimitReached | None:
+        """Name the cap that `need` does not fit under now, counting what is under way at its most, and what is `kept`."""
         calls, tokens, dollars = self._settings.max_calls, self._settings.max_tokens, self._settings.max_cost
-        if self.calls + self._in_flight + 1 > calls:
-            return LimitReached("max_calls", f"all {calls:,} requests of the run are used up (--max-calls)")
-        if tokens is not None and self.usage.total_tokens + self._held.tokens + need.tokens > tokens:
-            spent = self.usage.total_tokens
+        about = "~" if self.usage.estimated else ""
+        aside = " beside what is kept for the answer" if kept is not None else ""
+        if self.calls + self._in_flight + 1 + (kept is not None) > calls:
+            but = " but the one kept for the answer" if kept is not None else ""
+            text = f"all {calls:,} requests of the run{but} are used up (--max-calls)"
+            return LimitReached("max_calls", text, used=self.calls, cap=calls)
+        kept = kept or _NONE
+        spent = self.usage.total_tokens
+        if tokens is not None and spent + self._held.tokens + need.tokens + kept.tokens > tokens:
             return LimitReached(
-                "max_tokens", f"{spent:,} of {tokens:,} tokens are used up, a request may take more than is left"
+                "max_tokens",
+                f"{about}{spent:,} of {tokens:,} tokens are used, a request may take more than is left{aside} (--max-tokens)",
+                used=spent,
+                cap=tokens,
             )
-        if dollars is not None and need.dollars > 0 and (self.cost or 0.0) + self._held.dollars + need.dollars > dollars:
+        paid = self.cost or 0.0
+        if dollars is not None and need.dollars > 0 and paid + self._held.dollars + need.dollars + kept.dollars > dollars:
             return LimitReached(
                 "max_cost",
-                f"{self.cost or 0.0:.4f} of {dollars:g} dollars are spent, a request may cost more than is left (--max-cost)",
+                f"{about}{paid:.4f} of {dollars:g} dollars are spent, a request may cost more than is left{aside} (--max-cost)",
+                used=paid,
+                cap=dollars,
             )
         return None
-
-    def _time_out(self) -> None:
-        self._reach(LimitReached("timeout", f"the time of the run is used up (--timeout {self._settings.timeout:g} seconds)"))
-
-    def _reach(self, limit: LimitReached) -> None:
-        """Remember the first cap that was reached and fail all who wait."""
-        if self.limit is None:
-            self.limit = limit
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            waiter.error = self.limit
-            waiter.turn.set()
 
     def _taken(self, waiter: _Waiter) -> Reservation:
         if waiter.granted is None:

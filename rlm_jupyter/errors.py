@@ -78,11 +78,11 @@ class LMReplyError(LMError):
 
 
 class LimitReached(RLMError):
-    """A cap of the run is used up. `limit` is the name of the setting: `max_calls`, `max_cost`, ..."""
+    """A cap of the run is used up. `limit` is the name of the setting (`max_calls`, ...), `used` how much of its `cap`."""
 
-    def __init__(self, limit: str, message: str) -> None:
+    def __init__(self, limit: str, message: str, *, used: float = 0.0, cap: float = 0.0) -> None:
         super().__init__(message)
-        self.limit = limit
+        self.limit, self.used, self.cap = limit, used, cap
 
 
 class KernelError(RLMError):

@@ -113,10 +113,14 @@ class SandboxEnded(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class IterationStarted(Event):
-    """The root LM is about to be asked for the `iteration`-th time (from 1) of at most `of`."""
+    """The root LM is about to be asked for the `iteration`-th time (from 1) of at most `of`.
+
+    `last`: a cap is used up, and this is the one request more that was kept for its answer.
+    """
 
     iteration: int
     of: int
+    last: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 One node owns one kernel and one message list, which only grows. It knows nothing of display, of threads or of how a model
 is reached: it asks an `LMHandler`, runs cells in a `Kernel` and emits events. It refuses to go on after a cap is used up,
-also when the code in the kernel swallows the error that says so.
+also when the code in the kernel swallows the error that says so; then the LM is asked once more, for its answer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import anyio
 from rlm_jupyter import events, files, prompts, replies
 from rlm_jupyter.budget import Budget
 from rlm_jupyter.contexts import Context
-from rlm_jupyter.errors import KernelDied, RLMError
+from rlm_jupyter.errors import KernelDied, LimitReached, RLMError
 from rlm_jupyter.kernels.environment import Environment
 from rlm_jupyter.kernels.kernel import CellResult, Final, Kernel, Output
 from rlm_jupyter.kernels.messages import CallOutcome, CallRequest
@@ -35,17 +35,23 @@ FILES_WITHIN = 30.0
 """Seconds for fetching the files that the code wrote."""
 GRACE = 5.0
 """Seconds that a cell may still run after a cap is used up: time to finish with what it has, not to go on for ever."""
+TOKEN_BYTES, WORDS_BYTES = 4, 4_000
+"""Bytes that a token of a reply is taken for, and those of our own words, in how much a history can grow in one turn."""
+CANDIDATE_AT_ONCE = 1024 * 1024
+"""Bytes up to which a candidate is fetched when its cell has failed; a larger one when it is needed, if it is there then."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """How a node ended: `answered` or `unmarked`, or `limit` with the cap's name; the value and the name of its type."""
+    """How a node ended: `answered`, `unmarked` or `limit` (then with the cap); the value and the name of its type.
+
+    A `candidate` is what it has where it has not ended so.
+    """
 
     status: str
     value: Any = None
     type_name: str = ""
-    limit: str = ""
-    message: str = ""
+    limit: LimitReached | None = None
 
 
 class Node:
@@ -58,6 +64,9 @@ class Node:
         self._emit = emit
         self._messages: list[Message] = []
         self._cells = 0
+        self._errors = 0
+        self._best: Answer | None = None
+        self._turn = 0
         self._ran: list[prompts.Ran] = []
         self._exhausted = anyio.Event()
         self._opened: Kernel | None = None
@@ -66,6 +75,11 @@ class Node:
     def _kernel(self) -> Kernel:
         assert self._opened is not None, "the node was not opened"
         return self._opened
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is a kernel that can still be used."""
+        return self._opened is not None and self._opened.alive
 
     async def open(self, environment: Environment, context: Context) -> None:
         """Start the node's kernel and put the context into it. `close` ends it, also after a failure here."""
@@ -94,14 +108,14 @@ class Node:
             raise ValueError(last[:300])
 
     async def run(self, question: str | None, description: str, place: str = "") -> Answer:
-        """Go round until there is an answer or a cap is used up. `place`: what the LM is told of where its code runs.
+        """Go round until there is an answer. When a cap is used up ask once more, for the best answer that there is.
+
+        `place`: what the LM is told of where its code runs.
 
         Raises
         ------
         LMError
             The root LM could not be asked, after the retries it deserves.
-        LimitReached
-            A cap is used up before the next request.
         KernelDied
             The kernel is gone, with every variable in it.
         """
@@ -109,6 +123,19 @@ class Node:
             {"role": "system", "content": prompts.SYSTEM},
             {"role": "user", "content": prompts.first_message(question, description, self._left(1), place)},
         ]
+        try:
+            with anyio.move_on_after(self._budget.remaining()):
+                return await self._turns()
+            reached = self._budget.out_of_time()
+        except LimitReached as limit:
+            reached = limit
+        except KernelDied:
+            if self._handler.limit is None:
+                raise
+            reached = self._handler.limit  # the code had to be killed, since it would not end after a cap was used up
+        return await self._last_answer(reached)
+
+    async def _turns(self) -> Answer:
         nudges = 0
         for iteration in range(1, self._settings.max_iterations + 1):
             reply = await self._ask(iteration)
@@ -136,12 +163,51 @@ class Node:
                 nudges += 1
             if self._handler.limit is not None:
                 raise self._handler.limit
+            if (most := self._settings.max_consecutive_errors) is not None and self._errors >= most:
+                text = f"{self._errors} cells in a row ended in an error (--max-consecutive-errors {most})"
+                raise LimitReached("max_consecutive_errors", text, used=self._errors, cap=most)
         count = self._settings.max_iterations
-        return Answer("limit", limit="max_iterations", message=f"no answer after {count} iterations (--max-iterations {count})")
+        text = f"no answer after {count} iterations (--max-iterations {count})"
+        raise LimitReached("max_iterations", text, used=count, cap=count)
 
-    async def _ask(self, iteration: int) -> replies.Reply:
-        self._emit(events.IterationStarted(iteration=iteration, of=self._settings.max_iterations))
-        reply = await self._handler.ask(self._messages, iteration)
+    async def _last_answer(self, reached: LimitReached) -> Answer:
+        """Ask for the answer in the room kept for that; give it, else the best there was."""
+        self._budget.reach(reached)
+        self._exhausted.set()
+        try:
+            with anyio.move_on_after(self._budget.remaining(last=True)):
+                if (answer := await self._ask_once_more(reached)) is not None:
+                    return dataclasses.replace(answer, status="limit", limit=reached)
+        except RLMError as error:
+            self._emit(events.Notice(text=f"the last request, for the answer, brought none: {error}"))
+        return dataclasses.replace(await self.best() or Answer("limit"), status="limit", limit=reached)
+
+    async def _ask_once_more(self, reached: LimitReached) -> Answer | None:
+        self._tell_end(prompts.last_message(str(reached), alive=self._kernel.alive))
+        iteration = self._turn + 1
+        reply = await self._ask(iteration, last=True)
+        blocks = reply.blocks or ((f"FINAL_VAR({reply.final_name!r})",) if reply.final_name is not None else ())
+        if blocks and self._kernel.alive:
+            final, _ = await self._run_blocks(iteration, blocks)
+            return await self._answer(final) if final is not None else None
+        text = reply.final_text or ("" if blocks or reply.cut else reply.prose)
+        return Answer("limit", text, "str") if text.strip() else None
+
+    async def best(self) -> Answer | None:
+        """Give the last candidate: the answer of a cell that then failed or was interrupted; None where there is none."""
+        candidate = self._kernel.candidate if self.alive else None
+        if candidate is not None:
+            try:
+                self._best = dataclasses.replace(await self._answer(candidate), status="candidate")
+            except RLMError as error:
+                self._emit(events.Notice(text=f"an answer that code gave could not be had: {error}"))
+        return self._best
+
+    async def _ask(self, iteration: int, *, last: bool = False) -> replies.Reply:
+        self._turn = iteration
+        self._emit(events.IterationStarted(iteration=iteration, of=self._settings.max_iterations, last=last))
+        growth = 0 if last else TOKEN_BYTES * self._settings.max_output_tokens + prompts.OUTPUT_FOR_LM + WORDS_BYTES
+        reply = await self._handler.ask(self._messages, iteration, growth=growth, last=last)
         self._messages.append({"role": "assistant", "content": reply.text})
         return replies.read(reply.text, truncated=reply.finish_reason == "length")
 
@@ -150,8 +216,12 @@ class Node:
         self._ran = []
         for place, code in enumerate(blocks):
             result = await self._run_cell(iteration, code)
+            self._errors = 0 if result.status == "ok" else self._errors + 1
             if result.final is not None:
                 return result.final, 0
+            candidate = self._kernel.candidate
+            if result.status != "ok" and candidate is not None and candidate.size <= CANDIDATE_AT_ONCE:
+                await self.best()
             if result.status != "ok" or self._handler.limit is not None:
                 return None, len(blocks) - place - 1
         return None, 0
@@ -241,19 +311,28 @@ class Node:
             content = [{"type": "text", "text": text}, *map(_part, pictures)]
         self._messages.append({"role": "user", "content": content})
 
+    def _tell_end(self, text: str) -> None:
+        """Tell the end: in the last message where that is not answered yet, since some servers want turns to alternate."""
+        last = self._messages[-1]
+        if last["role"] == "user" and isinstance(last["content"], str):
+            self._messages[-1] = {"role": "user", "content": f"{last['content']}\n\n{text}"}
+        else:
+            self._tell(text)
+
     def _cut(self, reply: replies.Reply) -> str:
         return prompts.CUT.format(limit=self._settings.max_output_tokens) if reply.cut else ""
 
     def _left(self, iteration: int) -> prompts.Left:
         settings, budget = self._settings, self._budget
         priced = settings.max_cost is not None and price_for(settings.model, settings) is not None
+        calls, tokens, dollars = budget.left()
         return prompts.Left(
             iteration=min(iteration, settings.max_iterations),
             iterations=settings.max_iterations,
-            calls=max(0, settings.max_calls - budget.calls),
+            calls=calls,
             seconds=budget.remaining(),
-            dollars=(settings.max_cost or 0.0) - (budget.cost or 0.0) if priced else None,
-            tokens=None if settings.max_tokens is None else settings.max_tokens - budget.usage.total_tokens,
+            dollars=dollars if priced else None,
+            tokens=tokens,
         )
 
 

@@ -39,6 +39,16 @@ VIEWS = ("auto", "html", "text", "none")
 PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z_]\w*)\s*\}\}")
 PLACEHOLDER_CAP = 100_000
 PROGRESS_WIDTH = 120
+CAPS = (
+    "max_iterations",
+    "max_calls",
+    "max_tokens",
+    "max_cost",
+    "timeout",
+    "max_consecutive_errors",
+    "max_concurrency",
+    "max_output_tokens",
+)
 
 EXAMPLES = """
 Examples
@@ -127,6 +137,9 @@ class RLMMagics(Magics):
     max_tokens = Int(None, allow_none=True, help="Tokens in and out of the whole run; none: no cap.").tag(config=True)
     max_cost = Float(2.0, allow_none=True, help="Dollars, where prices are known; none: no cap.").tag(config=True)
     timeout = Float(1800.0, help="Seconds for the whole run.").tag(config=True)
+    max_consecutive_errors = Int(
+        None, allow_none=True, help="Cells that end in an error one after the other; none: no cap."
+    ).tag(config=True)
     max_concurrency = Int(32, help="LM requests under way at once.").tag(config=True)
     max_output_tokens = Int(8192, help="Tokens of one reply.").tag(config=True)
 
@@ -187,6 +200,12 @@ class RLMMagics(Magics):
         help="Dollars for the whole run. Default: 2, if prices are known.",
     )
     @argument("--timeout", type=float, metavar="SECONDS", help="Seconds for the whole run. Default: 1800.")
+    @argument(
+        "--max-consecutive-errors",
+        type=_whole_or_none,
+        metavar="N",
+        help="Cells that end in an error one after the other. Default: none.",
+    )
     @argument("--max-concurrency", type=_whole, metavar="N", help="LM requests under way at once. Default: 32.")
     @argument("--max-output-tokens", type=_whole, metavar="N", help="Tokens of one reply. Default: 8192.")
     @argument("--kernel", metavar="NAME", help="An installed kernelspec to run the code in. Default: this notebook's Python.")
@@ -280,7 +299,6 @@ class RLMMagics(Magics):
             return getattr(self, name) if given is None else None if given is NO_CAP else given
 
         environment = chosen("env")
-        caps = ("max_iterations", "max_calls", "max_tokens", "max_cost", "timeout", "max_concurrency", "max_output_tokens")
         return RunSettings(
             model=chosen("model"),
             sub_model=chosen("sub_model") or None,
@@ -293,7 +311,7 @@ class RLMMagics(Magics):
             cost_is_explicit=options.max_cost not in (None, NO_CAP),
             keep_trace=not options.no_trace,
             show_pictures=options.show_pictures_to_model,
-            **{name: chosen(name) for name in caps},
+            **{name: chosen(name) for name in CAPS},
         )
 
     def _place(self, options: argparse.Namespace, environment: str) -> dict[str, Any]:

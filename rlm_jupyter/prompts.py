@@ -79,6 +79,19 @@ CUT = (
 NO_NEXT_TURN = "This is the last turn: call FINAL_VAR with the best answer that you have now."
 
 
+LAST = (
+    "The run ends here: {limit}. This is the last request: give your final answer now, from what you have. If a variable holds "
+    "it, reply with exactly this, with that variable's name in it:\n```repl\nFINAL_VAR(name)\n```\nElse write the answer as "
+    "plain text without a fence: the whole text is taken as the answer. Where something is missing, say what. No LM can be "
+    "asked any more."
+)
+LAST_WITHOUT_REPL = (
+    "The run ends here: {limit}. This is the last request: give your final answer now, from what you have read. The REPL and "
+    "its variables are gone: write the answer as plain text without a fence; the whole text is taken as the answer. Where "
+    "something is missing, say what."
+)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Left:
     """What is left of the caps, for the LM to plan on; None where there is no such cap."""
@@ -117,6 +130,11 @@ def turn_line(left: Left) -> str:
         caps.append(f"{max(0, left.tokens):,} tokens")
     line = f"Turn {left.iteration} of {left.iterations}. Left: {', '.join(caps)}."
     return f"{line} {NO_NEXT_TURN}" if left.iteration == left.iterations else line
+
+
+def last_message(limit: str, *, alive: bool) -> str:
+    """Tell that a cap is used up, and ask for the answer; `alive`: whether there still is a REPL."""
+    return (LAST if alive else LAST_WITHOUT_REPL).format(limit=limit)
 
 
 def outputs_message(cells: list[Ran], skipped: int, left: Left, *, cut: str = "") -> str:

@@ -15,6 +15,20 @@ if TYPE_CHECKING:
     from rlm_jupyter.errors import RLMError
 
 
+class Limit(str):
+    """The name of the cap that ended a run, a text like any other. `used` of its `cap` was used up; `told` says it in words."""
+
+    used: float
+    cap: float
+    told: str
+
+    @classmethod
+    def of(cls, name: str, used: float, cap: float, told: str) -> Limit:
+        limit = cls(name)
+        limit.used, limit.cap, limit.told = used, cap, told
+        return limit
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class RLMResult:
     """The outcome of a run, whole or partial.
@@ -24,13 +38,14 @@ class RLMResult:
     response
         The answer as text; "" where there is none.
     value
-        The answer with its type; None where there is none.
+        The answer with its type; None where there is none. Of a run that a limit, a stop or a failure ended it is the best
+        there was: what the LM gave in a last request (after a limit), else the last FINAL_VAR of a cell that did not end well.
     status
         `answered`; `unmarked` (prose instead of FINAL_VAR after two nudges); `limit`; `stopped`; `failed`.
     limit
-        The cap that ended the run (`max_calls`, `max_cost`, ...), or None.
+        The cap that ended the run (`max_calls`, `max_cost`, ...), or None. Its `.used`, `.cap` and `.told` say by how much.
     iterations, calls
-        Turns of the root LM; requests of every kind, retries included.
+        Turns of the root LM, a last request for the answer not counted; requests of every kind, retries included.
     usage, cost
         Tokens, and dollars (None where a price is not known) of the whole run.
     seconds
@@ -49,7 +64,7 @@ class RLMResult:
     response: str
     value: Any
     status: str
-    limit: str | None
+    limit: Limit | None
     iterations: int
     calls: int
     usage: Usage

@@ -39,7 +39,8 @@ class RLM:
         The model of the sub-calls; None: the same.
     allowed_models
         Further models that code in the REPL may name.
-    max_iterations, max_depth, max_calls, max_tokens, max_cost, max_output_tokens, timeout, max_concurrency, max_retries
+    max_iterations, max_depth, max_calls, max_tokens, max_cost, max_output_tokens, timeout, max_consecutive_errors
+    max_concurrency, max_retries
         Caps, see `RunSettings`; None means no cap where that is allowed.
     prices
         Model to (dollars per million input tokens, dollars per million output tokens).
@@ -79,6 +80,7 @@ class RLM:
         prices: Mapping[str, tuple[float, float]] | None = None,
         price_as: str | None = None,
         timeout: float = 1800.0,
+        max_consecutive_errors: int | None = None,
         max_concurrency: int = 32,
         max_retries: int = 4,
         keep_trace: bool = True,
@@ -102,6 +104,7 @@ class RLM:
             max_tokens=max_tokens,
             max_cost=max_cost,
             timeout=timeout,
+            max_consecutive_errors=max_consecutive_errors,
             max_output_tokens=max_output_tokens,
             max_concurrency=max_concurrency,
             max_retries=max_retries,

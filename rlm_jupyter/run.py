@@ -34,7 +34,7 @@ from rlm_jupyter.lm.client import LM
 from rlm_jupyter.lm.handler import LMHandler
 from rlm_jupyter.loop import Answer, Node
 from rlm_jupyter.redaction import Redactor
-from rlm_jupyter.result import RLMResult
+from rlm_jupyter.result import Limit, RLMResult
 from rlm_jupyter.settings import RunSettings
 from rlm_jupyter.trace import Trace
 from rlm_jupyter.trace_file import FOLDER_CAP, TraceFile, purge, trace_folder
@@ -42,6 +42,8 @@ from rlm_jupyter.values import as_text
 
 TICK = 0.25
 """Seconds after which a feed gives None, so that a clock can be drawn."""
+BEST_WITHIN = 1.0
+"""Seconds for fetching the best answer that there is from the kernel of a run that was stopped or failed."""
 STOP_WITHIN = 5.0
 """Seconds after which nobody waits any longer for a run that was told to stop (promise P9)."""
 
@@ -122,6 +124,8 @@ class Run:
         self._stopping = False
         self._file: TraceFile | None = None
         self._budget: Budget | None = None
+        self._best: Answer | None = None
+        self._healthy = False
         self._files: dict[str, bytes] = {}
         self._begun = False
         self.future: Future[RLMResult] = Future()
@@ -236,13 +240,15 @@ class Run:
             answer, error = await self._outcome()
         if answer.status == "stopped":
             error = RunStopped("stopped by the user")
+        if self._best is not None and answer.status in ("stopped", "failed", "limit") and not answer.type_name:
+            answer = dataclasses.replace(answer, value=self._best.value, type_name=self._best.type_name)
         return self._end(answer, error)
 
     async def _outcome(self) -> tuple[Answer, RLMError | None]:
         try:
             return await self._within_time(), None
         except LimitReached as reached:
-            return Answer("limit", limit=reached.limit, message=str(reached)), None
+            return Answer("limit", limit=reached), None
         except RLMError as failure:
             return Answer("failed"), failure
         except Exception as failure:  # a bug of ours must end the run as a result too, or its trace would be lost
@@ -254,23 +260,26 @@ class Run:
         with anyio.move_on_after(self.settings.timeout) as clock:
             return await self._in_environment()
         assert clock.cancelled_caught
+        if self._best is not None and self._best.status != "candidate":
+            return self._best  # it came in time, only the files did not
         seconds = self.settings.timeout
-        return Answer("limit", limit="timeout", message=f"no answer within {seconds:g} s (--timeout {seconds:g})")
+        text = f"no answer within {seconds:g} s (--timeout {seconds:g})"
+        return Answer("limit", limit=LimitReached("timeout", text, used=seconds, cap=seconds))
 
     async def _in_environment(self) -> Answer:
         settings = self.settings
         asyncio.get_running_loop().run_in_executor(None, providers.warm_up, settings)
         environment = await self._engine.lease(self._task.place, lambda line: self._emit(events.StepTold(text=line)))
-        healthy = False
         if machine := self._task.place.machine:
             self._emit(events.SandboxStarted(machine=machine, seconds=time.monotonic() - environment.began))
         try:
-            answer = await self._with_models(environment)
-            healthy = True
-            return answer
+            return await self._with_models(environment)
+        except RLMError:
+            self._healthy = False
+            raise
         finally:
             with anyio.CancelScope(shield=True):
-                await self._engine.give_back(self._task.place, environment, healthy=healthy)
+                await self._engine.give_back(self._task.place, environment, healthy=self._healthy)
             if machine:
                 self._emit(events.SandboxEnded(seconds=time.monotonic() - environment.began))
 
@@ -289,7 +298,12 @@ class Run:
         try:
             await node.open(environment, self._task.context)
             return await self._work(node)
+        except BaseException:
+            with anyio.move_on_after(BEST_WITHIN, shield=True):
+                self._best = self._best or await node.best()
+            raise
         finally:
+            self._healthy = node.alive
             with anyio.move_on_after(CLOSE_WITHIN, shield=True):
                 await node.close()
             with anyio.move_on_after(CLOSE_WITHIN, shield=True):
@@ -306,13 +320,9 @@ class Run:
                 raise KernelStartError(told) from None
             if advice := self._task.place.advice(self._set_up_output()):
                 self._emit(events.Notice(text=f"the set-up code seems to have missed something: {advice}"))
-        try:
-            answer = await node.run(self._task.question, self._task.context.description, self._task.place.limits)
-        except LimitReached:
-            self._files = await node.files()
-            raise
+        self._best = await node.run(self._task.question, self._task.context.description, self._task.place.limits)
         self._files = await node.files()
-        return answer
+        return self._best
 
     def _set_up_output(self) -> str:
         """Give what the set-up code put out: a shell command that fails raises nothing."""
@@ -340,12 +350,12 @@ class Run:
     def _end(self, answer: Answer, error: RLMError | None) -> RLMResult:
         if error is not None:
             self._redactor.error(error)
-        message = str(error) if error is not None else answer.message
+        message = str(error if error is not None else answer.limit or "")
         budget = self._budget
         self._emit(
             events.RunEnded(
                 status=answer.status,
-                limit=answer.limit,
+                limit=answer.limit.limit if answer.limit is not None else "",
                 answer=events.clip(_text(answer)),
                 answer_type=answer.type_name,
                 error=message,
@@ -363,13 +373,13 @@ class Run:
         return result
 
     def _result(self, answer: Answer, error: RLMError | None) -> RLMResult:
-        trace = self.trace
+        trace, limit = self.trace, answer.limit
         return RLMResult(
             response=_text(answer),
             value=answer.value,
             status=answer.status,
-            limit=answer.limit or None,
-            iterations=len([turn for turn in trace.iterations if turn.iteration > 0]),
+            limit=Limit.of(limit.limit, limit.used, limit.cap, str(limit)) if limit is not None else None,
+            iterations=len([turn for turn in trace.iterations if turn.iteration > 0 and not turn.last]),
             calls=trace.requests,
             usage=trace.usage,
             cost=trace.cost,

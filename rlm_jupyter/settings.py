@@ -82,6 +82,8 @@ class RunSettings:
         What code in the REPL may name besides the run's models.
     max_iterations, max_calls, max_tokens, max_cost, timeout
         Caps: turns of the root LM; requests of every kind, retries included; tokens in and out; dollars; seconds.
+    max_consecutive_errors
+        Cells that end in an error one after the other, after which a run ends; None: no such cap.
     max_output_tokens, max_concurrency, max_retries
         Of one reply; requests under way at once; further attempts after a failed one.
     cost_is_explicit
@@ -126,6 +128,7 @@ class RunSettings:
     max_cost: float | None = 2.0
     cost_is_explicit: bool = False
     timeout: float = 1800.0
+    max_consecutive_errors: int | None = None
     max_output_tokens: int = 8192
     max_concurrency: int = 32
     max_retries: int = 4
@@ -146,9 +149,9 @@ class RunSettings:
             raise SettingsError(f"no environment is named {self.environment!r}{did_you_mean(self.environment, ENVIRONMENTS)}")
         for name in ("max_iterations", "max_calls", "max_output_tokens", "max_concurrency", "max_depth"):
             _check_positive(name, getattr(self, name), whole=True)
-        for name in ("timeout", "max_cost", "max_tokens", "cpus"):
+        for name in ("timeout", "max_cost", "max_tokens", "max_consecutive_errors", "cpus"):
             if getattr(self, name) is not None:
-                _check_positive(name, getattr(self, name), whole=name == "max_tokens")
+                _check_positive(name, getattr(self, name), whole=name in ("max_tokens", "max_consecutive_errors"))
         self._check_place()
         if isinstance(self.max_retries, bool) or not isinstance(self.max_retries, int) or self.max_retries < 0:
             raise SettingsError(f"max_retries must be a whole number, 0 or more, not {self.max_retries!r}")

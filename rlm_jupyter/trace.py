@@ -78,7 +78,10 @@ class Cell:
 
 @dataclasses.dataclass(slots=True)
 class Iteration:
-    """One turn of the loop: the root LM's reply and the cells that came of it. Iteration 0 is set-up code."""
+    """One turn of the loop: the root LM's reply and the cells that came of it. Iteration 0 is set-up code.
+
+    `last`: the one request more that was made for the answer after a cap was used up.
+    """
 
     iteration: int
     started: float
@@ -89,6 +92,7 @@ class Iteration:
     attempts: int = 0
     seconds: float = 0.0
     cells: list[Cell] = dataclasses.field(default_factory=list)
+    last: bool = False
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -231,7 +235,7 @@ class Trace(Branch):
                 self.step, branch.max_iterations = "", event.of
                 if branch.iterations:
                     branch.iterations[-1].state = "ended"
-                branch.iterations.append(Iteration(event.iteration, event.at))
+                branch.iterations.append(Iteration(event.iteration, event.at, last=event.last))
             case events.ReplyPart():
                 branch.iteration(event.iteration, event.at).reply += event.text
             case events.ReplyRestarted():

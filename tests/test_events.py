@@ -21,6 +21,7 @@ SECONDS = st.floats(0, 1e9)
 FIELDS: dict[Any, st.SearchStrategy[Any]] = {
     str: TEXT,
     int: NUMBER,
+    bool: st.booleans(),
     float: SECONDS,
     float | None: st.none() | SECONDS,
     Usage: st.builds(Usage, NUMBER, NUMBER, NUMBER, st.booleans()),

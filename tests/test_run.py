@@ -298,7 +298,7 @@ def test_an_answer_within_the_grace_after_a_limit_is_kept(engine: Engine) -> Non
     )
     with scripted([code(last)], lambda request: "ok", engine, max_calls=5) as (rlm, _):
         result = rlm.completion("c", root_prompt="q")
-    assert (result.status, result.value) == ("answered", ["ok"] * 4)
+    assert (result.status, result.value) == ("answered", ["ok"] * 3)
 
 
 def test_max_iterations_is_told_and_ends_the_run(engine: Engine) -> None:

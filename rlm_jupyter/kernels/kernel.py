@@ -78,7 +78,10 @@ class Final:
 
 @dataclass(frozen=True, slots=True)
 class CellResult:
-    """How a cell ended. `status`: ok, error or interrupted. `omitted`: bytes of output not kept. `notes`: kill ladder steps."""
+    """How a cell ended. `status`: ok, error or interrupted. `omitted`: bytes of output not kept. `notes`: kill ladder steps.
+
+    `final` is there only where the cell ended well; the answer of one that did not is the kernel's `candidate`.
+    """
 
     status: str
     error: str
@@ -115,6 +118,8 @@ class Kernel:
         The version of its Python.
     alive
         Whether it can still be used.
+    candidate
+        The last answer that code gave, also in a cell that then failed or was interrupted.
     """
 
     def __init__(self, environment: Environment, number: int, answer: Answer) -> None:
@@ -122,6 +127,7 @@ class Kernel:
         self.how = ""
         self.pid = 0
         self.python = ""
+        self.candidate: Final | None = None
         self._environment = environment
         self._calls = Calls(environment.send, answer)
         self._ended: Exception | None = None
@@ -273,6 +279,8 @@ class Kernel:
         else:
             for wait, expected in self._waits.items():
                 if isinstance(message, expected) and not wait.done():
+                    if isinstance(message, wire.Done):  # here, since whoever waited may have been cancelled
+                        self._take_final(message)
                     wait.set_result(message)
                     break
 
@@ -388,14 +396,17 @@ class Kernel:
             raise self._break(ProtocolError("the supervisor ended a cell that does not run"))
         cell_seconds = time.monotonic() - cell.started
         self._flush(cell)
-        final = None
-        if done.final is not None:
-            info = done.final
-            if info.size > VALUE_CAP:
-                raise self._break(ProtocolError("the supervisor announced a value above the cap"))
-            self._finals[info.number] = info
-            final = Final(info.number, plain(info.name), plain(info.type_name), info.size)
+        final = self.candidate if done.final is not None and done.status == "ok" else None
         return CellResult(done.status, plain(done.error), done.omitted, cell_seconds, final, tuple(map(plain, done.notes)))
+
+    def _take_final(self, done: wire.Done) -> None:
+        info = done.final
+        if info is None:
+            return
+        if info.size > VALUE_CAP:
+            raise ProtocolError("the supervisor announced a value above the cap")
+        self._finals[info.number] = info
+        self.candidate = Final(info.number, plain(info.name), plain(info.type_name), info.size)
 
     # Values
 

@@ -123,10 +123,20 @@ class LMHandler:
             self._prices[model] = price_for(model, self._settings)
         return self._prices[model]
 
-    async def ask(self, messages: Sequence[Message], iteration: int, on_text: Callable[[str], None] | None = None) -> RootReply:
+    async def ask(
+        self,
+        messages: Sequence[Message],
+        iteration: int,
+        on_text: Callable[[str], None] | None = None,
+        *,
+        growth: int = 0,
+        last: bool = False,
+    ) -> RootReply:
         """Ask the root LM, streamed; `ReplyEnded` tells its end, also that of a failure or a stop.
 
-        Pieces of the text go to `on_text`, or where there is none are told as `ReplyPart`.
+        Pieces of the text go to `on_text`, or where there is none are told as `ReplyPart`. With `growth`, the bytes by which
+        its history can grow until the next request, room is kept for a last one. The `last` one takes that room, and has one
+        attempt.
         Raises `LMError` when no attempt succeeds and `LimitReached` when a cap is used up.
         """
         self._lm(self._settings.model)  # a SettingsError before anything is reserved
@@ -135,7 +145,8 @@ class LMHandler:
         tally = _Tally()
         text, reason = "", "failed"
         try:
-            completion = await self._request(self._settings.model, messages, size, tally, parts=parts)
+            keep = size + growth if growth else 0
+            completion = await self._request(self._settings.model, messages, size, tally, parts=parts, keep=keep, last=last)
             text, reason = completion.text, completion.finish_reason
         except LimitReached as limit:
             self._tell(limit)
@@ -262,6 +273,8 @@ class LMHandler:
         *,
         call: str = "",
         parts: _Parts | None = None,
+        keep: int = 0,
+        last: bool = False,
     ) -> Completion:
         """Ask until there is a reply, a refusal, or no retry left; each attempt waits its turn, is reserved and settled."""
         failures = adaptations = 0
@@ -269,8 +282,11 @@ class LMHandler:
         while True:
             try:
                 async with self._limiter:
-                    reservation = await self._budget.reserve(model, self.price(model), size)
-                    return await self._attempt(model, messages, reservation, tally, parts)
+                    if last:
+                        reservation = self._budget.reserve_last(model, self.price(model), size)
+                    else:
+                        reservation = await self._budget.reserve(model, self.price(model), size, keep)
+                    return await self._attempt(model, messages, reservation, tally, parts, last=last)
             except ParameterRefused as error:
                 adaptations += 1
                 if adaptations > ADAPTATIONS:
@@ -278,6 +294,8 @@ class LMHandler:
                 wait, told = 0.0, error
             except LMError as error:
                 failures += 1
+                if last:
+                    raise
                 self._budget.check()
                 wait, told = _backoff(failures, error), error
                 if not error.retryable or failures > self._settings.max_retries:
@@ -292,7 +310,14 @@ class LMHandler:
                 await anyio.sleep(wait)
 
     async def _attempt(
-        self, model: str, messages: Sequence[Message], reservation: Reservation, tally: _Tally, parts: _Parts | None
+        self,
+        model: str,
+        messages: Sequence[Message],
+        reservation: Reservation,
+        tally: _Tally,
+        parts: _Parts | None,
+        *,
+        last: bool,
     ) -> Completion:
         """Make one request and settle it, whatever comes of it."""
         usage: Usage | None = None
@@ -301,7 +326,7 @@ class LMHandler:
             completion = await lm.complete(
                 messages,
                 max_output_tokens=self._settings.max_output_tokens,
-                timeout=min(ATTEMPT_TIMEOUT, max(0.001, self._budget.remaining())),
+                timeout=min(ATTEMPT_TIMEOUT, max(0.001, self._budget.remaining(last=last))),
                 on_text=parts.add if parts is not None else None,
             )
             usage = completion.usage or reservation.estimate(completion.text)
@@ -352,8 +377,7 @@ class LMHandler:
 
     def _tell(self, limit: LimitReached) -> None:
         """Emit one notice of the cap that ended the run."""
-        if self._budget.limit is None:  # one request too large for the whole cap, and the root's: nothing more can be done
-            self._budget.limit = limit
+        self._budget.reach(limit)  # new to it is one request too large for the whole cap, and the root's: nothing can be done
         if not self._limit_told:
             self._limit_told = True
             self._emit(events.Notice(node=self._node, text=f"limit reached: {limit}"))

@@ -212,7 +212,8 @@ class TextView:
             case events.IterationStarted():
                 self._close_iteration()
                 self._open = self._trace.iterations[-1] if self._trace.iterations else None
-                put("heading", f"\nIteration {event.iteration} of {event.of}")
+                of = "" if event.last else f" of {event.of}"
+                put("heading", f"\n{text.name(self._trace.iterations[-1])}{of}")
             case events.ReplyEnded():
                 self._prose()
             case events.CellStarted():

@@ -175,6 +175,8 @@ def _totals(trace: Trace) -> list[Part]:
 
 def name(iteration: Iteration) -> str:
     """Name an iteration."""
+    if iteration.last:
+        return "A last request, for the answer"
     return "Set-up code" if iteration.iteration == 0 else f"Iteration {iteration.iteration}"
 
 

@@ -109,8 +109,8 @@ def headline(trace: Trace) -> list[str]:
 
 
 def turns(trace: Branch) -> list[Iteration]:
-    """Give the iterations without the set-up code, which is iteration 0."""
-    return [iteration for iteration in trace.iterations if iteration.iteration != 0]
+    """Give the iterations without the set-up code, which is iteration 0, and without a last request for the answer."""
+    return [iteration for iteration in trace.iterations if iteration.iteration != 0 and not iteration.last]
 
 
 def totals(trace: Trace) -> list[tuple[str, str]]:
@@ -289,7 +289,8 @@ def progress(trace: Trace, seconds: float) -> list[str]:
     parts = []
     if trace.iterations:
         last, of = trace.iterations[-1].iteration, trace.max_iterations
-        parts.append("set-up code" if last == 0 else f"iteration {last:,} of {of:,}" if of else f"iteration {last:,}")
+        told = "set-up code" if last == 0 else f"iteration {last:,} of {of:,}" if of else f"iteration {last:,}"
+        parts.append("a last request, for the answer" if trace.iterations[-1].last else told)
     if trace.calls:
         parts.append(batch(trace.calls))
     if trace.children:

@@ -211,11 +211,8 @@ class Cells:
         self._end()
         info = None
         if final is not None:
-            if work.status == "ok":
-                info = final[0]
-                self._kernel.finals.keep(final)
-            else:
-                os.close(final[1])
+            info = final[0]
+            self._kernel.finals.keep(final)
         self._kernel.send(
             wire.Done(self._kernel.number, work.cell, work.status, work.error, pieces[1], info, tuple(work.notes))
         )

@@ -245,7 +245,10 @@ class Dropped(Message):
 
 @dataclass(frozen=True, slots=True)
 class Done(Message):
-    """The cell is over, and so are its calls. `notes`: the steps of the kill ladder, if it was used."""
+    """The cell is over, and so are its calls. `notes`: the steps of the kill ladder, if it was used.
+
+    `final` is the answer that its code gave; where `status` is not ok it is a candidate only.
+    """
 
     kind = "done"
     kernel: int
