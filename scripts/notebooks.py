@@ -1,11 +1,13 @@
 """Execute the notebooks and save them with their outputs: `python -m scripts.notebooks [NAME ...]`.
 
 What is saved is what a reader sees, so outputs are real, and nothing of the machine that ran them is in the metadata.
-Containers are of the image that the tests use, made ready before: its progress is nothing to keep.
+Containers are of the image that the tests use, made ready before: its progress is nothing to keep. Sandboxes are those of the
+tests' local Modal control plane, and the notebook says so.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -17,8 +19,10 @@ import nbformat
 from rlm_jupyter.kernels import images
 from rlm_jupyter.kernels.client import find
 from tests.engine import base_image
+from tests.modal_local.plane import LocalModal
 
 CONTAINERS = "environments.ipynb"
+SANDBOXES = "modal.ipynb"
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 
 
@@ -28,7 +32,10 @@ def execute(path: Path) -> None:
     if path.name == CONTAINERS:
         os.environ["RLM_JUPYTER_IMAGE"] = image = base_image()
         images.prepare(find(), image, print)
-    with tempfile.TemporaryDirectory() as traces:
+    with contextlib.ExitStack() as stack:
+        traces = stack.enter_context(tempfile.TemporaryDirectory())
+        if path.name == SANDBOXES:
+            os.environ.update(stack.enter_context(LocalModal()).environment)
         os.environ["RLM_JUPYTER_TRACES"] = traces
         nbclient.NotebookClient(
             book, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}

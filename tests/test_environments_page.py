@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 
 from rlm_jupyter.kernels import client, docker, images, packages
+from rlm_jupyter.kernels.modal import LEASE, RECONNECT_SECONDS
+from rlm_jupyter.kernels.modal_files import PIECE
+from rlm_jupyter.kernels.modal_launch import DEFAULT_CPU, DEFAULT_MEMORY
+from rlm_jupyter.kernels.modal_place import LONGEST, ModalPlace
 from rlm_jupyter.magics import EXAMPLES, RLMMagics
-from rlm_jupyter.settings import ENVIRONMENTS, MIB, PLACES, size_text
+from rlm_jupyter.settings import ENVIRONMENTS, MIB, MODAL_NAMES, PLACES, size_text
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "environments.md").read_text(encoding="utf-8")
@@ -85,3 +89,22 @@ def test_links_between_the_pages_lead_somewhere() -> None:
         path for page in pages for path in re.findall(r"`(tests/[\w/.]+|notebooks/[\w.]+)`", page.read_text(encoding="utf-8"))
     ]
     assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_the_page_of_modal_has_every_option_and_argument_with_its_default() -> None:
+    text = (ROOT / "docs" / "modal.md").read_text(encoding="utf-8")
+    table = text[text.index("| option |") :].partition("\n\n")[0]
+    asked = {name for name, places in PLACES.items() if "modal" in places} | {"setup_code"}
+    typed = {option for action in RLMMagics.ask.parser._actions for option in action.option_strings if action.dest in asked}
+    assert set(re.findall(r"^\| `(--[\w-]+)", table, re.MULTILINE)) == typed
+    assert set(re.findall(r"^\|[^|]*\| `(\w+)`", table, re.MULTILINE)) == {MODAL_NAMES.get(name, name) for name in asked}
+    place = ModalPlace()
+    kept = (f"`{place.app_name}`", f"| {place.timeout} |", f"at most {LONGEST:,} s", f"`{place.network}`", f"`{place.bridge}`")
+    assert [value for value in kept if value not in table] == []
+    assert f"{DEFAULT_CPU} cores" in table
+    assert f"{DEFAULT_MEMORY} MiB" in table
+    told = " ".join(text.split())
+    assert f"after {RECONNECT_SECONDS:.0f} s without a sign of life" in told
+    assert f"ends itself after {LEASE * RECONNECT_SECONDS:.0f} s" in told
+    assert f"in pieces of {size_text(PIECE)}" in told
+    assert "Nothing here was ever run at the real Modal" in told
