@@ -12,7 +12,7 @@ import io
 import os
 import sys
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
@@ -21,6 +21,8 @@ from rlm_jupyter.steering import COMMANDS
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
+
+    from rlm_jupyter.run import Run
 
 _NO_CONTEXT = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, io.IOBase, Iterator)
 """What is never a context: code, and what can be read only once."""
@@ -32,9 +34,9 @@ MODELS = ("demo", "gpt-5", "gpt-5-mini", "gpt-5-nano")
 
 
 class Completion:
-    """What can be typed next on a line of the magics. `runs` gives the ids of the session's runs."""
+    """What can be typed next on a line of the magics. `runs` are the session's, by their ids."""
 
-    def __init__(self, shell: InteractiveShell, parser: argparse.ArgumentParser, runs: Iterable[str]) -> None:
+    def __init__(self, shell: InteractiveShell, parser: argparse.ArgumentParser, runs: Mapping[str, Run]) -> None:
         self._shell = shell
         self._runs = runs
         self._options = {option: action for action in parser._actions for option in action.option_strings}
@@ -64,7 +66,9 @@ class Completion:
             return [("--json", "option")]
         if words[1:2] == ["sandboxes"]:
             return [("all", "value")] if words[-1] == "--end" else [(option, "option") for option in ("--app-name", "--end")]
-        return [(run, "run") for run in self._runs] if words[1:] == ["show"] else []
+        if words[1:] == ["stop"]:
+            return [(name, "run") for name, run in self._runs.items() if run.status == "running"]
+        return [(name, "run") for name in self._runs] if words[1:] == ["show"] else []
 
     def _candidates(self, words: list[str], fragment: str) -> Iterable[tuple[str, str]]:
         action = self._options.get(words[-1]) if len(words) > 1 else None

@@ -111,7 +111,13 @@ class Engine:
             if environment.alive:
                 return environment
             await environment.close()
-        return await launch.open(told)
+        try:
+            return await launch.open(told)
+        finally:
+            # At exit the latest registered comes first: ours must come before that of Modal's SDK, which ends the loop by
+            # which a sandbox is terminated, and which registers itself when that loop is first used.
+            atexit.unregister(self._at_exit)
+            atexit.register(self._at_exit)
 
     async def give_back(self, launch: Launch, environment: Environment, *, healthy: bool) -> None:
         """Take an environment back after a run: kept warm when healthy and of a kind that is kept; else closed."""

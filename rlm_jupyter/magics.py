@@ -246,11 +246,16 @@ class RLMMagics(Magics):
     @argument("--setup-code", metavar="CODE", help="Code to run first, or the name of a str variable that holds it.")
     @argument("--show-pictures-to-model", action="store_true", help="Send the root LM the pictures that the code makes.")
     @argument("--save-files", metavar="DIR", help="Write the files that the code made there, over none that exist.")
+    @argument(
+        "--background",
+        action="store_true",
+        help="Give the prompt back at once: the cell gives a Run (wait, stop, result, status; await), and --out holds it.",
+    )
     @argument("--view", choices=VIEWS, help="What is shown. Default: auto (html in notebooks, text in terminals).")
     @argument("--format", choices=FORMATS, help="How an answer that is a text is shown: text, or markdown. Default: text.")
     @argument("--no-trace", action="store_true", help="Write no trace file.")
     @cell_magic("rlm")  # type: ignore[arg-type]  # IPython types these two as taking nothing
-    def ask(self, line: str, cell: str) -> None:
+    def ask(self, line: str, cell: str) -> Run | None:
         """Ask a question about a long input: a language model writes Python to examine it, and you watch.
 
         The cell's body is the question. The input, which the model never sees whole, is the variable `context` of a Python
@@ -263,14 +268,29 @@ class RLMMagics(Magics):
             settings = self._settings(options)
             prompt, question = self._task(options, cell)
             self._check_out(options.out)
+            if options.background and options.save_files is not None:
+                raise UsageError("--save-files waits for the end: leave it out, then call NAME.result.save_files(DIR)")
             run = self._make(settings, prompt, question)
         except SettingsError as error:
             raise UsageError(str(error)) from None
+        if options.background:
+            return self._begin(run, options.view or self.view, options.out, options.format or self.format)
         result = self._watch(run, options.view or self.view, options.out, options.format or self.format)
         if options.save_files is not None:
             self._save_files(result, options.save_files)
         if result.error is not None:
             raise result.error
+        return None
+
+    def _begin(self, run: Run, view_name: str, out: str | None, answer_format: str) -> Run:
+        """Begin a run in the background, bound to `out` from now on."""
+        from rlm_jupyter.background import begin
+
+        self.runs[run.id] = run
+        begin(run, view_name, answer_format)
+        if out is not None:
+            self._shell.user_ns[out] = run
+        return run
 
     def _parse(self, function: Callable[..., Any], line: str) -> argparse.Namespace:
         """Read the magic's line as a shell would, so that quotes are not part of a value; full names of options only."""

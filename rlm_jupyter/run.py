@@ -15,7 +15,7 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -95,7 +95,7 @@ class Feed:
 
 
 class Run:
-    """One run: `begin()` it, iterate over its `feed()`, `wait()` for the result, `stop()` it.
+    """One run: `begin()` it, iterate over its `feed()`, `wait()` for the result (or `await` it), `stop()` it.
 
     It is made before it begins, so that whoever begins it holds it already when an interrupt comes, and can stop it.
 
@@ -107,6 +107,8 @@ class Run:
         What has happened so far, as a tree; belongs to the worker thread until the run has ended.
     future
         The result, for those who wait in ways of their own.
+    shown
+        Whether the cell that began it shows it: displayed as that cell's own result it is a line, and then no more.
     """
 
     def __init__(self, settings: RunSettings, task: Task, engine: Engine, *, api_key: str | None = None) -> None:
@@ -128,6 +130,7 @@ class Run:
         self._healthy = False
         self._files: dict[str, bytes] = {}
         self._begun = False
+        self.shown = False
         self.future: Future[RLMResult] = Future()
         self.future.set_running_or_notify_cancel()
 
@@ -136,10 +139,30 @@ class Run:
         """`running`, or how it ended: see `RLMResult.status`."""
         return self.trace.status
 
+    @property
+    def result(self) -> RLMResult | None:
+        """What the run gave, whatever its status; None while it is running."""
+        return self.future.result() if self.future.done() else None
+
+    def __await__(self) -> Generator[Any, None, RLMResult]:
+        """Give the result as `wait` does, in any event loop of asyncio. Who gives up waiting does not stop the run."""
+        self.begin()
+        return asyncio.shield(asyncio.wrap_future(self.future)).__await__()
+
+    def __repr__(self) -> str:
+        if self.status != "running":
+            return f"Run({self.id!r}): {self.status}; .result has what it gave"
+        return (
+            f"Run({self.id!r}): running; .status, .wait(), await, .stop() (or %rlm stop {self.id}), .result when it has ended"
+        )
+
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         """Show the run as it stands; one that has ended as its result."""
         if self.future.done():
             return self.future.result()._repr_mimebundle_()
+        if self.shown:
+            self.shown = False
+            return {}
         from rlm_jupyter.widgets.html import bundle
 
         with self._lock:
@@ -186,7 +209,7 @@ class Run:
             self.begin()  # where the interrupt came first it ends at once, and its result tells so
             error.result = self.future.result(STOP_WITHIN)
         if error.result is None:
-            error = RunStopped("stopped by the user; the kernel did not end in time and is being killed")
+            error = RunStopped("stopped by the user; what has not ended yet is being ended")
             error.result = self._result(Answer("stopped"), error)
         return error
 

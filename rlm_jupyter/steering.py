@@ -6,6 +6,7 @@ One table, `COMMANDS`, has them all with their help; `%rlm?` and completion read
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "status": ("", "the defaults in force, and how to change them"),
-    "list": ("", "the runs of this session"),
+    "list": ("", "the runs of this session, with how far they are"),
     "show": ("[id]", "a run's result again (the last one, or by its id; also from its trace file)"),
+    "stop": ("[id]", "stop a run in the background (the one that runs, or by its id); it keeps what there is"),
     "sandboxes": ("[--end ID]", "your sandboxes at Modal; --end ends one, --end all those that were left over"),
     "purge": ("", "delete the trace files"),
     "doctor": ("", "what is here, what is ready, what to type where something is missing; --json"),
@@ -95,7 +97,7 @@ class Steering:
         else:
             path = trace_folder() / f"{os.path.basename(words[0])}.jsonl"
             if not path.is_file():
-                raise UsageError(f"no run has the id {words[0]}; %rlm list shows those of this session")
+                self._named(words[0])
             try:
                 trace = Trace.from_file(path)
             except ValueError as error:
@@ -113,6 +115,39 @@ class Steering:
             print(sandboxes(words, self._defaults().get("app_name") or "", list(self._runs.values())))
         except SettingsError as error:
             raise UsageError(str(error)) from None
+
+    def _stop(self, words: Sequence[str]) -> None:
+        from rlm_jupyter.run import STOP_WITHIN
+        from rlm_jupyter.widgets.words import headline, status
+
+        run = self._running(words)
+        run.stop()
+        try:
+            run.future.result(STOP_WITHIN)
+        except (TimeoutError, KeyboardInterrupt):
+            print(f"{run.id} was told to stop; what has not ended yet is being ended")
+            return
+        print(f"{status(run.trace)}: {run.id}; {', '.join(headline(run.trace)[:4])}; %rlm show {run.id}")
+
+    def _running(self, words: Sequence[str]) -> Run:
+        """Give the run that is meant, if it is running."""
+        running = [run for run in self._runs.values() if run.status == "running"]
+        if not words:
+            if len(running) == 1:
+                return running[0]
+            names = ", ".join(run.id for run in running)
+            raise UsageError(f"several runs are running: %rlm stop ID with one of {names}" if running else "no run is running")
+        run = self._named(words[0])
+        if run.status != "running":
+            raise UsageError(f"{run.id} has ended already ({run.status}); %rlm show {run.id} shows it")
+        return run
+
+    def _named(self, name: str) -> Run:
+        if name not in self._runs:
+            close = difflib.get_close_matches(name, self._runs, n=1)
+            hint = f"did you mean {close[0]}?" if close else "%rlm list shows those of this session"
+            raise UsageError(f"no run has the id {name}; {hint}")
+        return self._runs[name]
 
     def _purge(self, words: Sequence[str]) -> None:
         from rlm_jupyter.trace_file import purge, trace_folder

@@ -37,10 +37,14 @@ class Cell:
 
 
 class Notebook:
-    """One kernel with a client. `run` waits for a cell; `send` and `finish` are its halves, so that one can interrupt."""
+    """One kernel with a client. `run` waits for a cell; `send` and `finish` are its halves, so that one can interrupt.
+
+    `shown` is every display by its id as it is now, whichever cell ran when it was updated.
+    """
 
     def __init__(self, manager: KernelManager, client: BlockingKernelClient) -> None:
         self.manager, self.client = manager, client
+        self.shown: dict[str, dict[str, Any]] = {}
         assert manager.provisioner is not None
         self.process = psutil.Process(manager.provisioner.pid)  # type: ignore[attr-defined]
 
@@ -65,6 +69,8 @@ class Notebook:
 
     def _take(self, cell: Cell, message: str, got: dict[str, Any]) -> bool:
         content = got["content"]
+        if name := content.get("transient", {}).get("display_id"):
+            self.shown[name] = content["data"]
         if got["parent_header"].get("msg_id") != message:
             return False
         match got["msg_type"]:
@@ -87,9 +93,9 @@ class Notebook:
     def run(self, code: str, seconds: float = SECONDS) -> Cell:
         return self.finish(self.send(code), seconds)
 
-    def value(self, expression: str) -> Any:
+    def value(self, expression: str, seconds: float = SECONDS) -> Any:
         """Give the JSON value of an expression in the notebook."""
-        cell = self.run(f"import json; print(json.dumps({expression}))")
+        cell = self.run(f"import json; print(json.dumps({expression}))", seconds)
         assert cell.status == "ok", cell.traceback
         return json.loads(cell.streams)
 

@@ -81,6 +81,13 @@ BAD = [
     ("%%rlm --model demo --price-as nobody --context docs\nWho?", "--price-as nobody: no price is known"),
     ("%rlm show", "no run in this session yet"),
     ("%rlm show nope", "no run has the id nope"),
+    ("%rlm stop", "no run is running"),
+    ("%rlm stop nope", "no run has the id nope; %rlm list shows those of this session"),
+    ("%%rlm --model demo --context docs --max-tokens 0\nWho?", "--max-tokens must be a whole number above 0"),
+    ("%%rlm --model demo --context docs --max-cost inf\nWho?", "--max-cost"),
+    ("%%rlm --model demo --context docs --timeout nan\nWho?", "--timeout"),
+    ("%%rlm --model demo --context docs --max-consecutive-errors 0\nWho?", "--max-consecutive-errors must be a whole number"),
+    ("%%rlm --model demo --context docs --max-output-tokens -1\nWho?", "--max-output-tokens"),
 ]
 
 
@@ -107,7 +114,7 @@ def test_a_key_with_a_line_end_is_refused(shell: Shell, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("text", "offered"),
     [
-        ("%%rlm --max-c", ["--max-calls", "--max-concurrency", "--max-cost"]),
+        ("%%rlm --max-c", ["--max-calls", "--max-concurrency", "--max-consecutive-errors", "--max-cost"]),
         ("%%rlm --context ", ["docs", "held", "number", "report", "setup"]),
         ("%%rlm --context d", ["docs"]),
         ("%%rlm --setup-code ", ["report", "setup"]),
@@ -116,9 +123,9 @@ def test_a_key_with_a_line_end_is_refused(shell: Shell, monkeypatch: pytest.Monk
         ("%%rlm --model de", ["deepseek/", "demo"]),
         ("%%rlm --model ollam", ["ollama/"]),
         ("%%rlm --price-as gpt-5-m", ["gpt-5-mini"]),
-        ("%rlm ", ["doctor", "list", "purge", "sandboxes", "show", "status"]),
+        ("%rlm ", ["doctor", "list", "purge", "sandboxes", "show", "status", "stop"]),
         ("%rlm doctor ", ["--json"]),
-        ("%rlm s", ["sandboxes", "show", "status"]),
+        ("%rlm s", ["sandboxes", "show", "status", "stop"]),
     ],
 )
 def test_completion_is_exact(shell: Shell, text: str, offered: list[str]) -> None:

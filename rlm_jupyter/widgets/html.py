@@ -59,10 +59,15 @@ class HtmlView:
         How a bundle reaches the front end; IPython's display by default.
     clock
         Seconds that only grow.
+    beside
+        The cell ends after `start`: both displays are made then, and nothing is displayed later.
     """
 
-    def __init__(self, publish: Publish = _display, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, publish: Publish = _display, clock: Callable[[], float] = time.monotonic, *, beside: bool = False
+    ) -> None:
         self._publish = publish
+        self._beside = beside
         self._clock = clock
         self._trace = Trace()
         self._name = f"rlm-{uuid4().hex[:16]}"
@@ -76,6 +81,8 @@ class HtmlView:
         self._trace = trace
         self._began = self._shown = self._clock()
         self._send("status", self._status(0.0))
+        if self._beside:
+            self._send("page", self._live_page())
 
     def update(self, event: Event | None) -> None:
         """Show what `event` changed; None is a tick of the clock."""
@@ -94,7 +101,8 @@ class HtmlView:
         if self._finished:
             return
         self._finished = True
-        head, below = page.head(self._trace), images.below(self._trace.pictures)
+        head = page.head(self._trace)
+        below = {} if self._beside else images.below(self._trace.pictures)
         self._send("status", {"text/html": head, "text/plain": text.headline(self._trace)})
         body = page.body(self._trace, CAP - len(head.encode()), below=below, face=face)
         self._send("page", {"text/html": body, "text/plain": text.render(self._trace)})

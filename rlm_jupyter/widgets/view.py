@@ -58,14 +58,18 @@ def choose_view(name: str = "auto") -> str:
     return "html" if _in_notebook() else "text"
 
 
-def open_view(name: str = "auto") -> View:
-    """Make the view that `name` asks for; what draws it is imported only now."""
+def open_view(name: str = "auto", *, beside: bool = False) -> View:
+    """Make the view that `name` asks for; what draws it is imported only now.
+
+    `beside`: of a run in the background. Its cell ends after `start`, so the view may only update what it has displayed then;
+    a transcript would be written into what the user types next, so there is none.
+    """
     match choose_view(name):
         case "html":
             from rlm_jupyter.widgets.html import HtmlView
 
-            return HtmlView()
-        case "text":
+            return HtmlView(beside=beside)
+        case "text" if not beside:
             from rlm_jupyter.widgets.terminal import TextView
 
             return TextView()
