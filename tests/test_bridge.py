@@ -179,7 +179,7 @@ async def test_p25_no_cookie_and_no_password_of_netrc_is_sent(tmp_path: Path, mo
             assert names <= {"host", "x-rlm-token", "accept", "accept-encoding", "user-agent", "content-length", "content-type"}
             assert f"X-RLM-Token: {TOKEN}" in head
             assert "Accept-Encoding: identity" in head
-    assert any("was lost" in line for line in told)
+    assert any("is lost" in line for line in told)
     assert not any(TOKEN in line for line in told)
 
 
@@ -308,7 +308,7 @@ async def test_a_sandbox_that_stays_away_is_told_and_ends_the_bridge(broker: Bro
             with pytest.raises(KernelError, match="could not be reached for 1 s"):
                 await asyncio.wait_for(task, WAIT)
             assert (lm.cancelled, lm.asked) == (1, {"lost": 1})
-            assert "was lost" in told[0]
+            assert "is lost" in told[0]
         broker.order(kind="gone", kernel=1)
         assert await asyncio.wait_for(asking, WAIT) == ["Error: the kernel is gone"]
     broker.kernels[1] = broker.admit(1)

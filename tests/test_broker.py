@@ -283,7 +283,7 @@ async def test_p06_a_way_that_is_cut_anywhere_asks_the_lm_once_for_each_call(bro
             assert got == wanted
             assert set(lm.calls.values()) == set(lm.asked.values()) == {1}
             assert len(lm.calls) == 24 * 7
-            assert any("was lost" in line for line in told)
+            assert any("is lost" in line for line in told)
     assert broker.health()["waiting"] == 0
 
 

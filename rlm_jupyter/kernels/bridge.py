@@ -58,8 +58,8 @@ class _Lost(Exception):
 class _Outage:
     """How long something has failed, and what is done about it."""
 
-    def __init__(self, deadline: float, told: Callable[[str], None]) -> None:
-        self._deadline, self._told = deadline, told
+    def __init__(self, deadline: float, longest: float, told: Callable[[str], None]) -> None:
+        self._deadline, self._longest, self._told = deadline, min(longest, BACKOFF_CAP), told
         self._since: float | None = None
         self._worked = 0.0
         self._failures = 0
@@ -68,7 +68,7 @@ class _Outage:
         """It works again."""
         now = time.monotonic()
         if self._since is not None:
-            self._told(f"the sandbox is reached again, after {now - self._since:.1f} s")
+            self._told(f"the tunnel to the sandbox is there again, after {now - self._since:.1f} s")
         self._since, self._worked = None, now
 
     def progress(self) -> None:
@@ -82,11 +82,11 @@ class _Outage:
             self._since = now
             if now - self._worked > STEADY_SECONDS:
                 self._failures = 0
-            self._told(f"the connection to the sandbox was lost ({reason}); trying again for {self._deadline:.0f} s")
+            self._told(f"the tunnel to the sandbox is lost ({reason}); trying again for {self._deadline:.0f} s")
         left = self._since + self._deadline - now
         if left <= 0:
             raise KernelError(f"the sandbox could not be reached for {self._deadline:.0f} s ({reason})")
-        wait = min(BACKOFF_CAP, BACKOFF * 2.0 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)
+        wait = min(self._longest, BACKOFF * 2.0 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)
         self._failures += 1
         await asyncio.sleep(min(wait, left))
 
@@ -162,7 +162,7 @@ class Bridge:
     # Calls
 
     async def _pull(self) -> None:
-        outage = _Outage(self._deadline, self._told)
+        outage = _Outage(self._deadline, self._silence / 4, self._told)
         session = self._client()
         try:
             while True:
@@ -268,7 +268,7 @@ class Bridge:
 
     async def _post(self) -> None:
         """Bring what is ready, again and again; at first nothing, so that the connection is made before it is needed."""
-        outage = _Outage(self._deadline, lambda text: None)
+        outage = _Outage(self._deadline, self._silence / 4, lambda text: None)
         session = self._client()
         try:
             while True:

@@ -46,11 +46,11 @@ Told = Callable[[str], None]
 MACHINE_SECONDS = 600.0
 """How long a sandbox may wait for a machine; a rare GPU takes its time."""
 READY_SECONDS = 60.0
-RECONNECT_SECONDS = 20.0
+RECONNECT_SECONDS = 15.0
 """Seconds without a byte after which a connection is taken for lost, and made again."""
-PATIENCE = 4
+PATIENCE = 6
 """For how many times as long it is made again until the sandbox is given up: outages of three times as long are survived."""
-LEASE = 6
+LEASE = 9
 """How many times as long the sandbox waits for its host, until it ends itself."""
 HOLD_SECONDS = 60
 """A sandbox in which no supervisor has been started for so long ends."""
@@ -78,7 +78,7 @@ async def open_modal(
         Gets a line for each step that takes longer than a moment.
     reconnect
         Seconds without a byte after which a connection to the sandbox is taken for lost and made again, which is told. When
-        that has gone on for four times as long the sandbox is given up; after six times as long it gives its host up, and ends.
+        that has gone on for six times as long the sandbox is given up; after nine times as long it gives its host up, and ends.
 
     Raises
     ------
@@ -168,7 +168,14 @@ class SandboxPlace:
                 self._reason = reason
                 environment.closed(reason)
 
-            self._stream = stream = open_exec(process, environment.receive, closed, PATIENCE * self._reconnect)
+            self._stream = stream = open_exec(
+                process,
+                environment.receive,
+                closed,
+                silence=self._reconnect,
+                patience=PATIENCE * self._reconnect,
+                told=self._told,
+            )
             self._over.add_done_callback(lambda _: self._close_soon(stream))
             stream.write(handover(self._settings(how)))
             with anyio.fail_after(READY_SECONDS):
@@ -196,7 +203,8 @@ class SandboxPlace:
             try:
                 await bridge.run()
             except KernelError as error:
-                environment.kill(KernelDied(f"The way to the sandbox's LM calls is lost: {error}.\n{LOST}"))
+                lost = f"The way of LM calls out of the sandbox is lost: {error}. It was given up."
+                environment.kill(KernelDied(f"{lost}\n{LOST}"))
             except Exception as error:
                 environment.kill(error)
 
@@ -220,9 +228,11 @@ class SandboxPlace:
                 ],
                 "env": {},
             },
+            "shared": list(self._place.volumes),
             "caps": guest_caps(),
             "start_seconds": START_SECONDS - 5,
             "lease": self._lease,
+            "beat": min(2.0, self._reconnect / 4),
         }  # fmt: skip
 
     async def _watch(self, sandbox: modal.Sandbox) -> None:
@@ -322,7 +332,9 @@ class SandboxPlace:
             )
         lines = cleaned(bytes(self._log).decode("utf-8", "replace")).splitlines()
         last = f" ({lines[-1][:300]})" if lines else ""
-        return f"The process that runs the kernels is gone{last}, and the sandbox with it."
+        idle = self._place.idle_timeout
+        perhaps = f" (or Modal has found it idle for {idle:,} s)" if idle is not None and not lines else ""
+        return f"The process that runs the kernels is gone{last}, and the sandbox with it{perhaps}."
 
     # Going down
 

@@ -54,7 +54,8 @@ class ModalPlace:
     app_name
         The app of Modal's that the sandbox belongs to; it is made when there is none.
     timeout, idle_timeout
-        Seconds until Modal ends the sandbox: in all, and (None: never) while nothing runs in it.
+        Seconds until Modal ends the sandbox: in all, and (None: never) while no command runs in it and nobody is connected.
+        While its host is there something always runs in it.
     image
         A `modal.Image` or the name of one in a registry; None: `modal_image()`. What a kernel needs is layered on top.
     gpu, cpu, memory, region

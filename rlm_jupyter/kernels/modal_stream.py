@@ -1,8 +1,9 @@
 """The standard input and output of one `sandbox.exec` as the asyncio transport that a `FramedStream` speaks over.
 
 The SDK resumes both directions by offset when its connection is cut, and gives up after about ten seconds of refusals; then
-this asks it to go on where it was. Once the process has spoken it must go on to, if only to say that it is alive: after
-`patience` seconds without a byte it is given up, be it for a connection that refuses, one that swallows, or its own silence.
+this asks it to go on where it was. Once the process has spoken it must go on to, if only to say that it is alive. After
+`silence` seconds without a byte that is told, and something is asked of the SDK, now and again: on a connection that only
+waits for an answer it would never notice that nothing passes any more. After `patience` seconds the process is given up.
 What waits to be written is bounded by what its writers respect (`pause_writing`); what is read is pulled piece by piece, so
 that a flood waits where it comes from.
 """
@@ -49,9 +50,17 @@ class Finality:
 class ExecTransport(asyncio.Transport):
     """Bytes both ways between a process in a sandbox and an asyncio protocol. `begin` starts it; `abort` ends it."""
 
-    def __init__(self, process: ContainerProcess[bytes], protocol: FramedStream, patience: float) -> None:
+    def __init__(
+        self,
+        process: ContainerProcess[bytes],
+        protocol: FramedStream,
+        silence: float,
+        patience: float,
+        told: Callable[[str], None],
+    ) -> None:
         super().__init__()
-        self._process, self._protocol, self._patience = process, protocol, patience
+        self._process, self._protocol, self._told = process, protocol, told
+        self._silence, self._patience = silence, patience
         self._loop = asyncio.get_running_loop()
         self._final = Finality()
         self._waiting: deque[memoryview] = deque()
@@ -64,7 +73,8 @@ class ExecTransport(asyncio.Transport):
         self._closing = False
         self._reason: Exception | None = None
         self._heard = 0.0
-        self._overdue = False
+        self._overdue = self._lost = False
+        self._nudging: asyncio.Task[None] | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -117,9 +127,7 @@ class ExecTransport(asyncio.Transport):
             try:
                 async with contextlib.aclosing(self._process.stdout.__aiter__()) as pieces:
                     async for piece in pieces:
-                        self._heard, self._overdue = self._loop.time(), False
-                        if self._watch is None:
-                            self._listen_for_silence()
+                        self._hear()
                         self._protocol.data_received(piece)
                         if self._closing:
                             return
@@ -174,14 +182,37 @@ class ExecTransport(asyncio.Transport):
         await asyncio.sleep(AGAIN_SECONDS)
         return True
 
+    def _hear(self) -> None:
+        if self._lost:
+            self._told(f"the supervisor is heard of again, after {self._loop.time() - self._heard:.1f} s")
+        self._heard, self._overdue, self._lost = self._loop.time(), False, False
+        if self._watch is None:
+            self._listen_for_silence()
+
     def _listen_for_silence(self) -> None:
-        left = self._heard + self._patience - self._loop.time()
-        if left <= 0 and self._overdue:
+        if self._closing:
+            return
+        silent = self._loop.time() - self._heard
+        # After a pause of our own the signs of life may be there, only unread: look once more.
+        sure, self._overdue = self._overdue, silent >= self._silence
+        if sure and silent >= self._patience:
             self._end(Silence(f"nothing was heard of it for {self._patience:.0f} s"))
-        elif not self._closing:
-            # After a pause of our own the signs of life may be there, only unread: look once more.
-            self._overdue = left <= 0
-            self._watch = self._loop.call_later(max(left, 1.0), self._listen_for_silence)
+            return
+        if sure and self._overdue:
+            if not self._lost:
+                self._lost = True
+                self._told(
+                    f"nothing was heard of the supervisor for {silent:.1f} s; waiting for it, {self._patience:.0f} s at most"
+                )
+            if self._nudging is None or self._nudging.done():
+                self._nudging = self._loop.create_task(self._nudge())
+        wait = AGAIN_SECONDS if self._overdue else self._silence - silent
+        self._watch = self._loop.call_later(max(wait, 0.01), self._listen_for_silence)
+
+    async def _nudge(self) -> None:
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(self._process.poll.aio(), self._silence)
+        await asyncio.sleep(AGAIN_SECONDS)
 
     def _end(self, reason: Exception | None) -> None:
         if self._closing:
@@ -191,8 +222,8 @@ class ExecTransport(asyncio.Transport):
         if self._watch is not None:
             self._watch.cancel()
         current = asyncio.current_task(self._loop)
-        for task in self._tasks:
-            if task is not current:
+        for task in (*self._tasks, self._nudging):
+            if task is not None and task is not current:
                 task.cancel()
         self._loop.call_soon(self._protocol.connection_lost, reason or self._reason)
 
@@ -201,10 +232,13 @@ def open_exec(
     process: ContainerProcess[bytes],
     receive: Callable[[Header, bytes], None],
     closed: Callable[[Exception | None], None],
+    *,
+    silence: float,
     patience: float,
+    told: Callable[[str], None],
 ) -> FramedStream:
-    """Speak over a process's standard streams; `receive` and `closed` as of FramedStream."""
+    """Speak over a process's standard streams; `receive`, `closed` as of FramedStream. `told` gets a line when it is lost."""
     stream = FramedStream()
     stream.receive, stream.closed = receive, closed
-    ExecTransport(process, stream, patience).begin()
+    ExecTransport(process, stream, silence, patience, told).begin()
     return stream

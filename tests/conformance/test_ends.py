@@ -24,7 +24,7 @@ ENDLESS = {
     "idle await": "import asyncio; await asyncio.sleep(60)",
     "busy await": "import asyncio\nwhile True: await asyncio.sleep(0)",
     "subprocess": "import subprocess; subprocess.run(['sleep', '60'])",
-    "shell escape": "!sleep 60",
+    "shell escape": "!echo on; sleep 60",
     "output flood": "while True: print('x' * 100)",
     "threads": "import concurrent.futures as f, time\nf.ThreadPoolExecutor(4).submit(time.sleep, 3).result()",
     "lock": "import threading; lock = threading.Lock(); lock.acquire(); lock.acquire()",
@@ -52,7 +52,8 @@ async def started(repl: Session, code: str, first: str = ON) -> asyncio.Task[Cel
 @pytest.mark.parametrize("name", ENDLESS)
 async def test_an_interrupt_ends_the_cell_and_keeps_the_kernel(repl: Session, name: str) -> None:
     await repl.ok("kept = 1")
-    cell = await started(repl, ENDLESS[name])
+    # An interrupt while IPython still starts a shell meets a name in it that is not set yet.
+    cell = await started(repl, ENDLESS[name], first="" if name == "shell escape" else ON)
     assert await asyncio.wait_for(repl.kernel.interrupt(), 5)
     result = await cell
     # IPython itself ends a shell escape at an interrupt, and calls the cell good.

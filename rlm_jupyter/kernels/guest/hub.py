@@ -12,7 +12,7 @@ from typing import Any
 
 import zmq
 
-from . import processes, wire
+from . import processes, users, wire
 from .desk import Desk
 from .files import Files
 from .frames import FrameError, Outbox, Parser, pack
@@ -241,7 +241,11 @@ class Hub:
         elif failure := self._files.failure(order.path):
             self.send(wire.Loaded(order.kernel, order.load, failure))
         else:
-            kernel.cells.load(order, os.path.join(self._folder, order.path))
+            path = os.path.join(self._folder, order.path)
+            if kernel.user is not None:
+                with contextlib.suppress(OSError):  # where there is none the kernel says so
+                    users.give(path, kernel.user)
+            kernel.cells.load(order, path)
 
     def _execute(self, order: wire.Execute) -> None:
         kernel = self._kernels.get(order.kernel)
@@ -323,7 +327,7 @@ class Hub:
             self._shutdown()
         self._memory.look()
         self.send(wire.Heartbeat())
-        self.loop.later(HEARTBEAT_SECONDS, self._beat)
+        self.loop.later(self.settings.get("beat", HEARTBEAT_SECONDS), self._beat)
 
 
 def _killed(status: int) -> bool:

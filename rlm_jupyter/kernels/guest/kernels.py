@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from . import processes, wire
+from . import processes, users, wire
 from .asks import AskConnection, AskListener
 from .cells import Cells, execute_request
 from .desk import Desk
@@ -57,7 +57,8 @@ class GuestKernel:
         self.python = ""
         self.ready = self.closing = self.dead = False
         self.failure = ""
-        self.place = Place.make(run, slot)
+        self.user = users.of(slot) if hub.settings.get("users") else None
+        self.place = Place.make(run, slot, self.user)
         self._kill_notes: list[str] = []
         self.loop = hub.loop
         self.pipes = OutputPipes(hub.loop)
@@ -69,6 +70,8 @@ class GuestKernel:
         path = self.place.sockets + ".ask"
         caps = hub.settings["caps"]
         self._listener = AskListener(hub, path, token, caps["message"] + (1 << 22), self._ask, self.cells.hung_up)
+        if self.user is not None:
+            os.chmod(path, 0o666)  # its token is what opens it
         self.finals = Finals(self.place.path("final"), caps["value"])
         packages = hub.settings.get("packages", [])
         self._settings = {
@@ -87,6 +90,9 @@ class GuestKernel:
 
     def _launch(self) -> None:
         writers = self.pipes.writers
+        if self.user is not None:
+            for writer in writers:
+                os.fchown(writer, self.user, self.user)  # to be opened by its name, too
         forker = self.hub.forker
         try:
             if self.how != "cold" and forker is not None:

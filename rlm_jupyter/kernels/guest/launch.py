@@ -14,10 +14,11 @@ import secrets
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
-from . import processes
+from . import processes, users
 from .loop import Loop
 
 
@@ -28,18 +29,30 @@ class Place:
     folder: str
     sockets: str
     key: str
+    user: int | None = None
 
     @classmethod
-    def make(cls, run: str, slot: int) -> Place:
+    def make(cls, run: str, slot: int, user: int | None = None) -> Place:
         folder = os.path.join(run, f"k{slot}")
         for name in ("", "work", "home", "tmp", "final"):
             os.mkdir(os.path.join(folder, name), 0o700)
-        place = cls(folder, os.path.join(run, "s", f"k{slot}"), secrets.token_hex(32))
+        place = cls(folder, os.path.join(run, "s", f"k{slot}"), secrets.token_hex(32), user)
         info = {"transport": "ipc", "ip": place.sockets, "key": place.key, "signature_scheme": "hmac-sha256", "kernel_name": ""}
         ports = {"shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4, "hb_port": 5}
         with open(place.connection_file, "x", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
             json.dump({**info, **ports}, file)
+        if user is not None:
+            os.makedirs(place.own_packages)
+            for parent, folders, files in os.walk(folder):
+                for name in ("", *folders, *files):
+                    users.give(os.path.join(parent, name), user)
         return place
+
+    @property
+    def own_packages(self) -> str:
+        """Where pip puts what a user installs who may not write where Python's own packages are."""
+        python = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        return os.path.join(self.folder, "home", ".local", "lib", python, "site-packages")
 
     @property
     def connection_file(self) -> str:
@@ -60,6 +73,8 @@ class Place:
         private = {"HOME": home, "TMPDIR": self.path("tmp"), "IPYTHONDIR": os.path.join(home, ".ipython")}
         # A list of the machine's fonts takes matplotlib seconds to make: the kernels of a run share one.
         private["MPLCONFIGDIR"] = os.path.join(os.path.dirname(self.folder), "mpl")
+        if self.user is not None:
+            private |= {"USER": "rlm", "LOGNAME": "rlm"}
         return {**os.environ, **private}
 
 
@@ -68,6 +83,8 @@ def start_cold(argv: list[str], place: Place, extra: dict[str, str], boxed: bool
     supervisor = os.getpid()
 
     def prepare() -> None:
+        if place.user is not None:
+            users.become(place.user)
         processes.die_with_parent(supervisor)
         processes.adopt_orphans()
         if boxed:
@@ -121,7 +138,7 @@ class Forker:
         """Ask for a kernel; `born` is called with its process id."""
         order = {
             "slot": slot, "connection_file": place.connection_file, "environ": place.environ(), "work": place.path("work"),
-            "settings": settings, "boxed": self._boxed,
+            "settings": settings, "boxed": self._boxed, "user": place.user, "packages": place.own_packages,
         }  # fmt: skip
         self._waiting[slot] = born
         self.wake()

@@ -4,7 +4,8 @@ It has imported what a finished kernel has imported, and holds no thread, no zmq
 clean. It reads orders from the supervisor (over a SEQPACKET socket), forks, reaps and reports, and runs nobody else's code.
 Kernels are killed by the operating system when this process ends, and it when the supervisor ends.
 
-Order: {"slot", "connection_file", "environ", "work", "settings", "boxed"} with two descriptors, the kernel's 1 and 2.
+Order: {"slot", "connection_file", "environ", "work", "settings", "boxed",
+"user", "packages"} with two descriptors, the kernel's 1 and 2.
 Reports: {"slot", "pid"} after the fork (pid -1: it failed), {"pid", "status"} (as of waitpid) after the end.
 """
 
@@ -22,7 +23,7 @@ import sys
 import types
 from typing import Any, NoReturn
 
-from . import processes
+from . import processes, users
 from .repl import MODULE
 from .sources import sources
 
@@ -134,7 +135,10 @@ def _be_kernel(order: dict[str, Any], fds: list[int], parent: int) -> NoReturn:
 
 def _tidy(order: dict[str, Any], fds: list[int], parent: int) -> None:
     """Make the forked child as fresh as a new process."""
-    processes.die_with_parent(parent)
+    if order["user"] is not None:
+        users.become(order["user"])
+        sys.path.append(order["packages"])
+    processes.die_with_parent(parent)  # which a change of user would undo
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -19,6 +19,7 @@ SWEEP_SECONDS = 1.0
 _SET_PDEATHSIG = 1
 _SET_DUMPABLE = 4
 _SET_CHILD_SUBREAPER = 36
+_SET_NO_NEW_PRIVS = 38
 
 
 def _prctl(option: int, value: int) -> None:
@@ -45,6 +46,11 @@ def adopt_orphans() -> None:
 def hide() -> None:
     """Keep other processes of the same user from tracing this one and from reading its memory and descriptors."""
     _prctl(_SET_DUMPABLE, 0)
+
+
+def gain_nothing() -> None:
+    """Never become another user by a program that makes one so."""
+    _prctl(_SET_NO_NEW_PRIVS, 1)
 
 
 def stand_back() -> None:

@@ -23,12 +23,14 @@ import sys
 import time
 from typing import Any
 
-from . import processes
+from . import processes, users
 from .desk import Desk
 from .launch import Forker
 from .streams import HostStream
 
 END_SECONDS = 2.0
+EVERYBODYS = ("/tmp", "/var/tmp", "/dev/shm")
+"""Where every user writes on a usual machine."""
 
 
 def main() -> None:
@@ -44,6 +46,11 @@ def main() -> None:
     os.chmod(settings["folder"], 0o700)
     if boxed:
         processes.hide()
+        settings["users"] = users.may_choose()
+        if settings["users"]:
+            os.chmod(settings["folder"], 0o711)
+            os.chmod(os.path.join(settings["folder"], "s"), 0o1733)
+            users.share([os.path.join(settings["folder"], "mpl"), *EVERYBODYS, *settings.get("shared", ())])
     forker = Forker.spawn(boxed) if settings["how"] != "cold" and processes.LINUX else None
     desk = _open_desk(settings["broker"]) if "broker" in settings else None
     _raise_file_limit()
