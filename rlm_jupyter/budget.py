@@ -173,8 +173,11 @@ class Budget:
         return self._taken(waiter)
 
     def reserve_last(self, model: str, price: Price | None, input_bytes: int) -> Reservation:
-        """Take the room that was kept for the last request, after a cap was reached; LimitReached where there is none."""
-        need, self._last = self._bound(model, price, input_bytes), None
+        """Take the room that was kept for the last request, after a cap was reached; LimitReached where there is none.
+
+        It is kept with a margin and taken without: the tokens per byte may have turned out to be a little more since.
+        """
+        need, self._last = self._bound(model, price, input_bytes, 1.0), None
         lacking = self._lacking(need, None) if self.remaining(last=True) else self.out_of_time()
         if lacking is not None:
             raise lacking
@@ -215,9 +218,9 @@ class Budget:
         )
         return Usage(math.ceil(input_bytes * per_byte), received, estimated=True)
 
-    def _bound(self, model: str, price: Price | None, input_bytes: int) -> _Need:
+    def _bound(self, model: str, price: Price | None, input_bytes: int, margin: float = MARGIN) -> _Need:
         seen = self._seen.get(model)
-        per_byte = min(seen.most * MARGIN, max(1.0, seen.most)) if seen else 1.0
+        per_byte = min(seen.most * margin, max(1.0, seen.most)) if seen else 1.0
         sent, received = math.ceil(input_bytes * per_byte), self._settings.max_output_tokens
         return _Need(sent + received, price.worst(sent, received) if price else 0.0)
 

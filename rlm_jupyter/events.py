@@ -317,6 +317,26 @@ def from_dict(data: Any) -> Event:
     return _read(cls, fields)
 
 
+def from_later(data: dict[str, Any]) -> Event | None:
+    """Read what this release knows of an event of a later version: fields new to it are left out; None where it cannot be."""
+    cls = _KINDS.get(str(data.get("kind")))
+    if cls is None:
+        return None
+    fields = {name: value for name, value in data.items() if name in _NAMES[cls]}
+    if isinstance(usage := fields.get("usage"), dict):
+        fields["usage"] = {name: value for name, value in usage.items() if name in _NAMES[Usage]}
+    try:
+        return _read(cls, fields)
+    except ValueError:
+        return None
+
+
+def is_later(data: Any) -> bool:
+    """Tell whether an event was written by a later version than this one."""
+    version = data.get("version") if isinstance(data, dict) else None
+    return type(version) is int and version > VERSION
+
+
 def _object(name: str, data: Any) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"{name} must be an object, not {type(data).__name__}")

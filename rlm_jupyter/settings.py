@@ -46,6 +46,21 @@ ENVIRONMENTS: Mapping[str, str] = {
 }
 """Where the code that the LM writes can run, with the isolation told truthfully."""
 
+MOST: Mapping[str, int] = {
+    "max_iterations": 100_000,
+    "max_depth": 16,
+    "max_calls": 100_000_000,
+    "max_tokens": 10**13,
+    "max_cost": 1_000_000,
+    "max_output_tokens": 10_000_000,
+    "max_consecutive_errors": 100_000,
+    "max_concurrency": 10_000,
+    "timeout": 30 * 86_400,
+}
+"""Caps above which a cap is a slip of the pen."""
+PRICE_CAP = 100_000
+"""Dollars per million tokens, likewise."""
+
 Price = tuple[float, float]
 """Dollars per million input tokens, dollars per million output tokens."""
 
@@ -152,6 +167,7 @@ class RunSettings:
         for name in ("timeout", "max_cost", "max_tokens", "max_consecutive_errors", "cpus"):
             if getattr(self, name) is not None:
                 _check_positive(name, getattr(self, name), whole=name in ("max_tokens", "max_consecutive_errors"))
+        self._check_prices()
         self._check_place()
         if isinstance(self.max_retries, bool) or not isinstance(self.max_retries, int) or self.max_retries < 0:
             raise SettingsError(f"max_retries must be a whole number, 0 or more, not {self.max_retries!r}")
@@ -159,6 +175,13 @@ class RunSettings:
             raise SettingsError("--show-pictures-to-model: demo sees no pictures; choose a model that does, or leave it out")
         if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
             raise SettingsError(f"--base-url must begin with http:// or https://, not {self.base_url!r}")
+
+    def _check_prices(self) -> None:
+        for model, price in self.prices.items():
+            pair = isinstance(price, (tuple, list)) and len(price) == 2
+            if not pair or not all(_is_number(part) and 0 <= part <= PRICE_CAP for part in price):
+                told = "two numbers, dollars per million tokens in and out"
+                raise SettingsError(f"prices: that of {model} must be {told}, such as (0.25, 2.0), not {price!r}")
 
     def _check_place(self) -> None:
         """Refuse settings of one environment for another: they would be without effect."""
@@ -256,10 +279,15 @@ def size_text(size: int) -> str:
 
 
 def _check_positive(name: str, value: Any, *, whole: bool) -> None:
-    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if not number or not value > 0 or not math.isfinite(value):
+    if not _is_number(value) or not value > 0 or (whole and not isinstance(value, int)):
         kind = "a whole number above 0" if whole else "a number above 0"
         raise SettingsError(f"{option(name)} must be {kind}, not {value!r}")
+    if value > MOST.get(name, math.inf):
+        raise SettingsError(f"{option(name)} {value:,} makes no sense: at most {MOST[name]:,}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_variable_name(name: str, reserved: Iterable[str] = ()) -> str:

@@ -187,6 +187,7 @@ class Trace(Branch):
     pictures: dict[int, CellPicture] = dataclasses.field(default_factory=dict)
     notices: list[str] = dataclasses.field(default_factory=list)
     retries: int = 0
+    unread: int = 0
     events: list[Event] = dataclasses.field(default_factory=list, repr=False)
     _children: dict[str, Child] = dataclasses.field(default_factory=dict, repr=False)
     _cells: dict[tuple[str, int], Cell] = dataclasses.field(default_factory=dict, repr=False)
@@ -356,8 +357,26 @@ class Trace(Branch):
 
     @classmethod
     def from_jsonl(cls, text: str) -> Trace:
-        """Read a trace back. A last line that was cut off (the writer was killed) is left out; a bad one is a ValueError."""
-        return cls.from_events(_parse(text))
+        """Read a trace back. A last line that was cut off (the writer was killed) is left out; a bad one is a ValueError.
+
+        Of a trace that a later version wrote, what can be read is read; the rest is counted in `unread`.
+        """
+        trace = cls()
+        for data in _parse(text):
+            if not events.is_later(data):
+                trace.add(events.from_dict(data))
+                continue
+            try:
+                event = events.from_later(data)
+                if event is not None:
+                    trace.add(event)
+            except ValueError:  # what it speaks of is among what could not be read
+                event = None
+            trace.unread += event is None
+        if trace.unread:
+            text = f"a later version of rlm_jupyter wrote this: of its events {trace.unread:,} are not understood and left out"
+            trace.notices.append(text)
+        return trace
 
     @classmethod
     def from_file(cls, path: Path) -> Trace:
@@ -373,7 +392,7 @@ class Trace(Branch):
         return cls.from_jsonl(text)
 
 
-def _parse(text: str) -> Iterator[Event]:
+def _parse(text: str) -> Iterator[Any]:
     lines = text.split("\n")
     for number, line in enumerate(lines, 1):
         if not line:
@@ -381,9 +400,8 @@ def _parse(text: str) -> Iterator[Event]:
         if len(line) > LINE_CAP:
             raise ValueError(f"line {number} of the trace is longer than {LINE_CAP:,} characters")
         try:
-            data = json.loads(line)
+            yield json.loads(line)
         except (ValueError, RecursionError):
             if number == len(lines):
                 return
             raise ValueError(f"line {number} of the trace is not JSON") from None
-        yield events.from_dict(data)

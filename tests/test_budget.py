@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import random
 import time
@@ -195,6 +196,63 @@ async def test_a_cheap_model_reaches_concurrency_32_with_two_dollars() -> None:
     for reservation in held:
         reservation.settle(Usage(25_000, 500))
     assert budget.cost == pytest.approx(32 * (25_000 * 0.25 + 500 * 2) / 1e6)
+
+
+async def test_what_is_kept_for_the_last_request_is_told_as_used() -> None:
+    budget = budget_of(max_calls=10, max_tokens=100_000, max_cost=1.0)
+    assert budget.left() == (10, 100_000, 1.0)
+    (await budget.reserve("m", PRICE, 1000, keep=4000)).settle(Usage(500, 100))
+    calls, tokens, dollars = budget.left()
+    kept = 4000 * 0.5 * 1.25 + 1000
+    assert (calls, tokens) == (8, 100_000 - 600 - kept)
+    assert dollars == pytest.approx(1.0 - 1500e-6 - (2500 + 10_000) / 1e6)
+
+
+async def test_the_first_turn_is_made_without_room_beside_it_and_the_second_is_not() -> None:
+    budget = budget_of(max_calls=2)
+    (await budget.reserve("m", PRICE, 100, keep=200)).settle(Usage(10, 10))
+    with pytest.raises(LimitReached, match="but the one kept for the answer") as caught:
+        await budget.reserve("m", PRICE, 100, keep=200)
+    assert (caught.value.limit, caught.value.used, caught.value.cap) == ("max_calls", 1, 2)
+    budget.reserve_last("m", PRICE, 150).settle(Usage(10, 10))
+    with pytest.raises(LimitReached):
+        budget.reserve_last("m", PRICE, 150)
+    assert budget.calls == 2
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    ratio=st.floats(0.05, 1),
+    sizes=st.lists(st.tuples(st.integers(0, 4000), st.lists(st.integers(1, 30_000), max_size=4)), min_size=1, max_size=20),
+    caps=st.fixed_dictionaries(
+        {"max_calls": st.integers(2, 20), "max_tokens": st.integers(20_000, 90_000), "max_cost": st.floats(0.05, 0.5)}
+    ),
+)
+def test_p07_whatever_reaches_a_cap_the_last_request_fits_within_it(
+    ratio: float, sizes: list[tuple[int, list[int]]], caps: dict[str, Any]
+) -> None:
+    """Turns whose history grows by at most 4,000 bytes, sub-calls between them, until a cap is reached or there are no more."""
+    budget, size = budget_of(**caps), 500
+
+    def settle(reservation: Reservation) -> None:
+        sent = min(math.floor(reservation.input_bytes * ratio), reservation.need.tokens - 1000)
+        reservation.settle(Usage(sent, 1000))
+
+    async def spend() -> None:
+        nonlocal size
+        for growth, subs in sizes:
+            settle(await budget.reserve("m", PRICE, size, keep=size + 4000))
+            size += growth
+            for sub in subs:
+                with contextlib.suppress(RequestTooLarge):
+                    settle(await budget.reserve("m", PRICE, sub))
+
+    with contextlib.suppress(LimitReached):
+        anyio.run(spend)
+    settle(budget.reserve_last("m", PRICE, size))
+    assert budget.calls <= caps["max_calls"]
+    assert budget.usage.total_tokens <= caps["max_tokens"]
+    assert (budget.cost or 0) <= caps["max_cost"] * (1 + 1e-9)
 
 
 REQUESTS = st.lists(

@@ -6,13 +6,14 @@ import dataclasses
 import itertools
 import json
 import re
+from typing import Any
 
 import pytest
 
 from rlm_jupyter import events
 from rlm_jupyter.events import Event, Usage
 from rlm_jupyter.trace import Trace
-from rlm_jupyter.widgets import fit, html, page, text, words
+from rlm_jupyter.widgets import fit, html, listing, page, text, words
 from tests.browser.lab import notebook, output_cell
 from tests.payloads import EVERYTHING, FORGED, PAYLOADS, Page, pictured, png, run_of, unseen
 from tests.runs import ANSWER, SPLIT, Script, fenced, long_run, short_run
@@ -508,3 +509,25 @@ def test_the_page_names_no_address_and_needs_no_style_sheet() -> None:
     assert not re.search(r"https?:|url\(|<style|<script|<svg|src=|href=|aria-|role=", source)
     assert json.loads(json.dumps({"text/html": source}))["text/html"] == source
     assert SPLIT in Page(source).text
+
+
+FIGURE = re.compile(r"(?<![\d,.])(~?)(?:[\d,]+ tokens?\b|\$[\d.]+)")
+
+
+@pytest.mark.parametrize("estimated", [True, False])
+def test_p26_an_estimate_is_marked_in_every_view_and_nothing_else_is(estimated: bool) -> None:
+    script = Script().ask("I ask.").run("llm_query('x')").call()
+    script.child("What is x?").ask("I know.").run("1").call().done().answered("2").done()
+    told = []
+    for event in script.end(answer="7").events:
+        usage = getattr(event, "usage", None)
+        fields: dict[str, Any] = {"usage": dataclasses.replace(usage, estimated=estimated)} if usage is not None else {}
+        told.append(dataclasses.replace(event, **fields))
+    for until in (len(told), len(told) - 1):  # the end, and a run that goes on
+        trace = Trace.from_events(told[:until])
+        for shown in (Page(html.render(trace)).text, text.render(trace), listing.render([trace])):
+            figures = [
+                match for match in FIGURE.finditer(shown) if shown[: match.start()][-3:] != "of "
+            ]  # a cap is no estimate
+            assert figures
+            assert {match[1] for match in figures} == ({"~"} if estimated else {""})

@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -277,6 +278,42 @@ def test_a_file_that_somebody_else_wrote_is_bounded(tmp_path: Path, data: bytes,
     path.write_bytes(data)
     with pytest.raises(ValueError, match=told):
         Trace.from_file(path)
+
+
+def later(event: events.Event, **fields: Any) -> str:
+    return json.dumps(event.to_dict() | {"version": 2} | fields) + "\n"
+
+
+def test_of_a_later_version_what_can_be_read_is_read_and_the_rest_is_counted(tmp_path: Path) -> None:
+    script = Script().ask("I will ask a child.").run("rlm_query('x')").child("What is x?").answered("7").done()
+    stream = stored(script.end(answer=ANSWER).events)
+    lines = [later(event, mood="new in version 2") for event in stream]
+    started = next(number for number, event in enumerate(stream) if isinstance(event, events.ChildStarted))
+    whole = [event.to_json() + "\n" for event in stream]
+    path = tmp_path / "later.jsonl"
+    path.write_text("".join(lines), encoding="utf-8")
+    assert Trace.from_file(path).to_dict() == Trace.from_jsonl("".join(whole)).to_dict()
+    lines[started] = later(stream[started], node=5)  # its type has changed: so the child's own events have no place
+    lines.insert(3, json.dumps({"kind": "Dreamt", "version": 2, "of": "sheep"}) + "\n")
+    path.write_text("".join(lines), encoding="utf-8")
+    trace = Trace.from_file(path)
+    lost = 1 + sum(event.node != "0" for event in stream)
+    assert (trace.unread, trace.status, trace.answer, trace.children) == (lost, "answered", ANSWER, [])
+    assert trace.notices[-1].endswith(f"of its events {lost} are not understood and left out")
+    path.write_text("".join(line.replace('"version": 2', '"version": "2"') for line in lines), encoding="utf-8")
+    with pytest.raises(ValueError, match="version '2'; this release reads version 1"):
+        Trace.from_file(path)
+
+
+def test_a_trace_with_children_comes_back_whole_from_its_file_and_its_dict_is_json() -> None:
+    script = Script().ask("I ask.").run("rlm_query_batched(qs)").child("one", batch="b").ask("deeper").run("rlm_query('two')")
+    script.child("two").ask("I know.").run("FINAL_VAR(2)").call().done().answered("2").done().answered("1").done()
+    trace = Trace.from_events(script.end(answer=ANSWER).events)
+    again = Trace.from_jsonl(trace.to_jsonl())
+    assert again.to_dict() == trace.to_dict() == json.loads(json.dumps(trace.to_dict()))
+    assert trace.to_dict()["version"] == events.VERSION
+    assert [(child.parent, child.depth) for child in again.children] == [("0", 1), (again.children[0].node, 2)]
+    assert again.to_jsonl() == trace.to_jsonl()
 
 
 def test_a_file_is_not_written_through_a_link(folder: Path, tmp_path: Path) -> None:
