@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import anyio
@@ -45,31 +46,72 @@ CANDIDATE_AT_ONCE = 1024 * 1024
 class Answer:
     """How a node ended: `answered`, `unmarked` or `limit` (then with the cap); the value and the name of its type.
 
-    A `candidate` is what it has where it has not ended so.
+    A `candidate` is what it has where it has not ended so. Of a child's value there is only the beginning,
+    as text: `final` is the answer itself, which stays beside the kernels.
     """
 
     status: str
     value: Any = None
     type_name: str = ""
     limit: LimitReached | None = None
+    final: Final | None = None
+
+
+Bear = Callable[["Node", CallRequest, int], Awaitable[CallOutcome]]
+"""Has one prompt of a node's call answered by a child of it."""
 
 
 class Node:
-    """One RLM: a kernel that holds the context, and the conversation about it."""
+    """One RLM: a kernel that holds the context, and the conversation about it.
 
-    def __init__(self, settings: RunSettings, handler: LMHandler, budget: Budget, emit: events.Emit) -> None:
+    Parameters
+    ----------
+    settings, handler, budget, emit
+        Its own settings and handler; the budget is the tree's.
+    name
+        Of the node: `0` is the root, `0.2` its second child.
+    bear
+        Makes its children; None where it may have none.
+    parent
+        The node whose child it is.
+
+    Attributes
+    ----------
+    name, parent
+        As given.
+    place
+        What its LM is told of where its code runs.
+    """
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        handler: LMHandler,
+        budget: Budget,
+        emit: events.Emit,
+        *,
+        name: str = "0",
+        bear: Bear | None = None,
+        parent: Node | None = None,
+    ) -> None:
+        self.name, self.parent, self.place = name, parent, ""
         self._settings = settings
         self._handler = handler
         self._budget = budget
-        self._emit = emit
+        self._emit_event = emit
+        self._bear = bear
+        self._environment: Environment | None = None
         self._messages: list[Message] = []
         self._cells = 0
         self._errors = 0
         self._best: Answer | None = None
         self._turn = 0
         self._ran: list[prompts.Ran] = []
-        self._exhausted = anyio.Event()
+        self._exhausted: anyio.Event = parent._exhausted if parent is not None else anyio.Event()
         self._opened: Kernel | None = None
+
+    def _emit(self, event: events.Event) -> None:
+        self._emit_event(event if event.node == self.name else dataclasses.replace(event, node=self.name))
 
     @property
     def _kernel(self) -> Kernel:
@@ -83,10 +125,31 @@ class Node:
 
     async def open(self, environment: Environment, context: Context) -> None:
         """Start the node's kernel and put the context into it. `close` ends it, also after a failure here."""
-        started = time.monotonic()
-        self._opened = await environment.start_kernel(self.answer_calls)
-        self._emit(events.KernelStarted(kernel=self._kernel.number, how=self._kernel.how, seconds=time.monotonic() - started))
+        await self._start(environment, None)
         await self._kernel.load("context", context.payload)
+
+    async def open_below(self, parcel: int, place: int) -> None:
+        """Start a child's kernel beside its parent's, and have it take the context that the parent left for it."""
+        parent = self.parent
+        assert parent is not None, "the root has no parent"
+        assert parent._environment is not None, "the parent was not opened"
+        await self._start(parent._environment, parent._kernel)
+        await self._kernel.inherit(parcel, place)
+
+    async def _start(self, environment: Environment, parent: Kernel | None) -> None:
+        started = time.monotonic()
+        self._environment = environment
+        self._opened = await environment.start_kernel(self.answer_calls, parent=parent, children=self._working)
+        self._emit(events.KernelStarted(kernel=self._kernel.number, how=self._kernel.how, seconds=time.monotonic() - started))
+
+    @property
+    def _working(self) -> int:
+        """How many children may work at once in the tree; 0 where this node may have none."""
+        return self._settings.max_concurrent_children if self._bear is not None else 0
+
+    def bring(self, final: Final, call: str, place: int) -> None:
+        """Hand a child's answer to its parent's kernel."""
+        self._kernel.bring(final, call, place)
 
     async def close(self) -> None:
         """End the kernel."""
@@ -95,7 +158,13 @@ class Node:
 
     async def answer_calls(self, request: CallRequest) -> Sequence[CallOutcome]:
         """Answer LM calls that code in the kernel makes, and notice when a cap is used up."""
-        outcomes = await self._handler.answer(request)
+        if not request.contexts:
+            outcomes = await self._handler.answer(request)
+        elif self._bear is None:
+            text = f"no deeper RLM is allowed here (--max-depth {self._settings.max_depth})"
+            outcomes = [CallOutcome(error=text)] * len(request.prompts)
+        else:
+            outcomes = await self._handler.answer(request, functools.partial(self._bear, self))
         if self._handler.limit is not None:
             self._exhausted.set()
         return outcomes
@@ -108,7 +177,7 @@ class Node:
             raise ValueError(last[:300])
 
     async def run(self, question: str | None, description: str, place: str = "") -> Answer:
-        """Go round until there is an answer. When a cap is used up ask once more, for the best answer that there is.
+        """Go round until there is an answer. When a cap is used up the root asks once more, for the best that there is.
 
         `place`: what the LM is told of where its code runs.
 
@@ -116,13 +185,16 @@ class Node:
         ------
         LMError
             The root LM could not be asked, after the retries it deserves.
+        LimitReached
+            A child has come to a cap, of its own or the tree's.
         KernelDied
             The kernel is gone, with every variable in it.
         """
-        self._messages = [
-            {"role": "system", "content": prompts.SYSTEM},
-            {"role": "user", "content": prompts.first_message(question, description, self._left(1), place)},
-        ]
+        self.place = place
+        first = prompts.first_message(question, description, self._left(1), place, self._working)
+        self._messages = [{"role": "system", "content": prompts.SYSTEM}, {"role": "user", "content": first}]
+        if self.parent is not None:
+            return await self._turns()
         try:
             with anyio.move_on_after(self._budget.remaining()):
                 return await self._turns()
@@ -206,7 +278,11 @@ class Node:
     async def _ask(self, iteration: int, *, last: bool = False) -> replies.Reply:
         self._turn = iteration
         self._emit(events.IterationStarted(iteration=iteration, of=self._settings.max_iterations, last=last))
-        growth = 0 if last else TOKEN_BYTES * self._settings.max_output_tokens + prompts.OUTPUT_FOR_LM + WORDS_BYTES
+        growth = (
+            0
+            if last or self.parent is not None
+            else TOKEN_BYTES * self._settings.max_output_tokens + prompts.OUTPUT_FOR_LM + WORDS_BYTES
+        )
         reply = await self._handler.ask(self._messages, iteration, growth=growth, last=last)
         self._messages.append({"role": "assistant", "content": reply.text})
         return replies.read(reply.text, truncated=reply.finish_reason == "length")
@@ -295,6 +371,8 @@ class Node:
         return files.clean(found)
 
     async def _answer(self, final: Final) -> Answer:
+        if self.parent is not None:
+            return Answer("answered", final.preview, final.type_name, final=final)
         value = await self._kernel.value(final)
         return Answer("answered", decode(value), value.type_name)
 

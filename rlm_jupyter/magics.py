@@ -46,6 +46,8 @@ CAPS = (
     "max_cost",
     "timeout",
     "max_consecutive_errors",
+    "max_depth",
+    "max_concurrent_children",
     "max_concurrency",
     "max_output_tokens",
 )
@@ -141,6 +143,10 @@ class RLMMagics(Magics):
         None, allow_none=True, help="Cells that end in an error one after the other; none: no cap."
     ).tag(config=True)
     max_concurrency = Int(32, help="LM requests under way at once.").tag(config=True)
+    max_depth = Int(1, help="Levels of RLMs: with 1 sub-calls are plain, with 2 code may start child RLMs, and so on.").tag(
+        config=True
+    )
+    max_concurrent_children = Int(8, help="Child RLMs that work at once.").tag(config=True)
     max_output_tokens = Int(8192, help="Tokens of one reply.").tag(config=True)
 
     def __init__(self, shell: InteractiveShell) -> None:
@@ -207,6 +213,13 @@ class RLMMagics(Magics):
         help="Cells that end in an error one after the other. Default: none.",
     )
     @argument("--max-concurrency", type=_whole, metavar="N", help="LM requests under way at once. Default: 32.")
+    @argument(
+        "--max-depth",
+        type=_whole,
+        metavar="N",
+        help="Levels of RLMs: with 1 sub-calls are plain, with 2 code may start child RLMs, and so on. Default: 1.",
+    )
+    @argument("--max-concurrent-children", type=_whole, metavar="N", help="Child RLMs that work at once. Default: 8.")
     @argument("--max-output-tokens", type=_whole, metavar="N", help="Tokens of one reply. Default: 8192.")
     @argument("--kernel", metavar="NAME", help="An installed kernelspec to run the code in. Default: this notebook's Python.")
     @argument(

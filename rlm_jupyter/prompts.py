@@ -64,6 +64,17 @@ How to work:
 5. Finish with FINAL_VAR as soon as you have the answer.
 """
 
+CHILDREN = """\
+Further helpers, in this run:
+- `rlm_query(prompt, context=None, model=None)`: asks a child that works as you do: it writes code in turns of its own, in a \
+REPL of its own, where your `context` (any value; without it the prompt) is its variable `context`. It sees nothing else of \
+yours. Its answer comes back as the value that it gave, with its type. It raises LMError when there is none.
+- `rlm_query_batched(prompts, contexts=None, model=None) -> list`: the same for many at once, in the same order; up to \
+{working} children work at the same time. A failed item is a FailedReply.
+A child takes many requests, of what is left for all of you: give one a part that needs several steps of code and reading of \
+its own, with the question and the form of the answer in the prompt and the data as `context`. For one reading, llm_query does.
+"""
+
 NUDGES = (
     "Your reply held no code, so nothing was run. Write code in a fence marked repl; to finish, call FINAL_VAR(answer) in it.",
     "Again no code. If your answer is ready, write exactly this, with your answer in the variable:\n"
@@ -114,11 +125,15 @@ class Ran:
     notes: tuple[str, ...] = ()
 
 
-def first_message(question: str | None, description: str, left: Left, place: str = "") -> str:
-    """Tell the question, the context's description, and where the code runs. Without a question, the context is the task."""
+def first_message(question: str | None, description: str, left: Left, place: str = "", children: int = 0) -> str:
+    """Tell the question, the context's description, and where the code runs. Without a question, the context is the task.
+
+    `children`: how many child RLMs may work at once; with 0 there can be none, and they are not spoken of.
+    """
     task = f"Question:\n{question}" if question is not None else "The question or task is in `context` itself: print it first."
     runs = f"Your code runs {place}.\n\n" if place else ""
-    return f"{task}\n\nContext:\n{description}\n\n{runs}{turn_line(left)}"
+    below = CHILDREN.format(working=children) + "\n" if children else ""
+    return f"{task}\n\nContext:\n{description}\n\n{runs}{below}{turn_line(left)}"
 
 
 def turn_line(left: Left) -> str:

@@ -72,7 +72,7 @@ class Redactor:
         self._heads = frozenset(secret[:size] for secret in self._secrets for size in range(1, HEAD + 1))
         self._longest = max(map(len, self._secrets), default=0)
         self._texts: dict[type[Event], tuple[str, ...]] = {}
-        self._held: CellOutput | ReplyPart | None = None
+        self._held: dict[str, CellOutput | ReplyPart] = {}
 
     def text(self, text: str) -> str:
         """Give `text` without secrets."""
@@ -94,8 +94,11 @@ class Redactor:
             seen = seen.__cause__ or seen.__context__
 
     def events(self, event: Event) -> Iterator[Event]:
-        """Give what to emit for `event`: itself without secrets, after what was held back of an earlier piece of text."""
-        held, self._held = self._held, None
+        """Give what to emit for `event`: itself without secrets, after what was held back of an earlier piece of text.
+
+        Each node of the tree has a text of its own that may go on, whatever the others tell meanwhile.
+        """
+        held = self._held.pop(event.node, None)
         if isinstance(event, CellOutput | ReplyPart):
             if held is not None and _continues(held, event):
                 event = dataclasses.replace(event, text=held.text + event.text)
@@ -103,7 +106,7 @@ class Redactor:
                 yield self._clean(held)
             kept = self._kept(event.text)
             if kept:
-                self._held = dataclasses.replace(event, text=event.text[-kept:])
+                self._held[event.node] = dataclasses.replace(event, text=event.text[-kept:])
                 event = dataclasses.replace(event, text=event.text[:-kept])
             if event.text:
                 yield self._clean(event)

@@ -40,7 +40,7 @@ class RLM:
     allowed_models
         Further models that code in the REPL may name.
     max_iterations, max_depth, max_calls, max_tokens, max_cost, max_output_tokens, timeout, max_consecutive_errors
-    max_concurrency, max_retries
+    max_concurrency, max_concurrent_children, max_retries
         Caps, see `RunSettings`; None means no cap where that is allowed.
     prices
         Model to (dollars per million input tokens, dollars per million output tokens).
@@ -82,6 +82,7 @@ class RLM:
         timeout: float = 1800.0,
         max_consecutive_errors: int | None = None,
         max_concurrency: int = 32,
+        max_concurrent_children: int = 8,
         max_retries: int = 4,
         keep_trace: bool = True,
         show_pictures_to_model: bool = False,
@@ -107,6 +108,7 @@ class RLM:
             max_consecutive_errors=max_consecutive_errors,
             max_output_tokens=max_output_tokens,
             max_concurrency=max_concurrency,
+            max_concurrent_children=max_concurrent_children,
             max_retries=max_retries,
             prices=dict(prices or {}),
             price_as=price_as,

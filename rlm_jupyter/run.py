@@ -23,6 +23,7 @@ import anyio
 
 from rlm_jupyter import events
 from rlm_jupyter.budget import Budget
+from rlm_jupyter.children import Family
 from rlm_jupyter.contexts import Context, Progress, prepare
 from rlm_jupyter.engine import CLOSE_WITHIN, Engine
 from rlm_jupyter.errors import KernelStartError, LimitReached, RLMError, RunStopped, SettingsError
@@ -316,7 +317,7 @@ class Run:
                 lms[model] = providers.open_lm(model, settings, api_key=self._api_key)
             return lms[model]
 
-        node = Node(settings, LMHandler(settings, budget, open_lm, self._emit), budget, self._emit)
+        node = Family(settings, budget, self._emit).root(LMHandler(settings, budget, open_lm, self._emit))
         self._tell_unknown_prices()
         try:
             await node.open(environment, self._task.context)

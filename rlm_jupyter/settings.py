@@ -28,6 +28,12 @@ BATCH_CAP = 100_000
 """Prompts in one batch."""
 OUTPUT_CAP = 256 * 1024
 """Output kept of one cell, half of it from the head and half from the tail."""
+CHILDREN_CAP = 1000
+"""Children that one `rlm_query_batched` asks."""
+DEPTH_CAP = 16
+"""Levels of a tree, the root's counted."""
+WORKING_CAP = 128
+"""Children that may work at once: each is a process."""
 VALUE_CAP = 1024 * MIB
 """One final value."""
 CONTEXT_CAP = 8 * 1024 * MIB
@@ -95,8 +101,11 @@ class RunSettings:
         are no part of the JSON, and whoever reads settings back from it gives the objects again.
     allowed_models
         What code in the REPL may name besides the run's models.
+    max_depth, max_concurrent_children
+        Levels of the tree: with 1 all sub-calls are plain, with 2 code may start child RLMs (`rlm_query`), with 3 these, too.
+        How many children of the whole tree may work at once; one that waits for its own does not count.
     max_iterations, max_calls, max_tokens, max_cost, timeout
-        Caps: turns of the root LM; requests of every kind, retries included; tokens in and out; dollars; seconds.
+        Caps: turns of each RLM; requests of every kind, retries included; tokens in and out; dollars; seconds.
     max_consecutive_errors
         Cells that end in an error one after the other, after which a run ends; None: no such cap.
     max_output_tokens, max_concurrency, max_retries
@@ -146,6 +155,7 @@ class RunSettings:
     max_consecutive_errors: int | None = None
     max_output_tokens: int = 8192
     max_concurrency: int = 32
+    max_concurrent_children: int = 8
     max_retries: int = 4
     prices: Mapping[str, Price] = dataclasses.field(default_factory=dict)
     price_as: str | None = None
@@ -162,8 +172,18 @@ class RunSettings:
             )
         if self.environment not in ENVIRONMENTS:
             raise SettingsError(f"no environment is named {self.environment!r}{did_you_mean(self.environment, ENVIRONMENTS)}")
-        for name in ("max_iterations", "max_calls", "max_output_tokens", "max_concurrency", "max_depth"):
+        for name in (
+            "max_iterations",
+            "max_calls",
+            "max_output_tokens",
+            "max_concurrency",
+            "max_depth",
+            "max_concurrent_children",
+        ):
             _check_positive(name, getattr(self, name), whole=True)
+        for name, most in (("max_depth", DEPTH_CAP), ("max_concurrent_children", WORKING_CAP)):
+            if getattr(self, name) > most:
+                raise SettingsError(f"--{name.replace('_', '-')} must be at most {most}, not {getattr(self, name)!r}")
         for name in ("timeout", "max_cost", "max_tokens", "max_consecutive_errors", "cpus"):
             if getattr(self, name) is not None:
                 _check_positive(name, getattr(self, name), whole=name in ("max_tokens", "max_consecutive_errors"))

@@ -114,8 +114,15 @@ async def test_a_sub_call_does_not_stream_and_is_told() -> None:
 
 
 async def test_300_sub_calls_at_64_twice_in_a_row() -> None:
-    with ScriptedServer(echo, latency=0.02) as server:
-        async with open_side(server.url, max_concurrency=64, max_calls=10_000) as side:
+    """The first 64 are answered when all of them are there: so many are under way at once, and never more."""
+    with ScriptedServer(lambda request: Reply(f"reply to {request.prompt}", usage=(10, 5), hold=True)) as server:
+        async with open_side(server.url, max_concurrency=64, max_calls=10_000) as side, anyio.create_task_group() as group:
+
+            async def let_go() -> None:
+                await anyio.to_thread.run_sync(server.wait_for, 64)
+                server.release()
+
+            group.start_soon(let_go)
             for turn in range(2):
                 prompts = [f"{turn} {number}" for number in range(300)]
                 outcomes = await side.call(*prompts)
@@ -213,7 +220,7 @@ async def test_code_may_name_the_runs_models_only() -> None:
             before = len(side.events)
             (refused,) = await side.call("hi", model="gpt-5-nono")
     assert "gpt-5-nono" in (refused.error or "")
-    assert "did you mean gpt-5-nano?" in (refused.error or "")
+    assert "it may use gpt-5, gpt-5-mini, gpt-5-nano" in (refused.error or "")
     assert (len(server.requests), len(side.events)) == (3, before)
 
 

@@ -114,7 +114,10 @@ def test_a_key_with_a_line_end_is_refused(shell: Shell, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("text", "offered"),
     [
-        ("%%rlm --max-c", ["--max-calls", "--max-concurrency", "--max-consecutive-errors", "--max-cost"]),
+        (
+            "%%rlm --max-c",
+            ["--max-calls", "--max-concurrency", "--max-concurrent-children", "--max-consecutive-errors", "--max-cost"],
+        ),
         ("%%rlm --context ", ["docs", "held", "number", "report", "setup"]),
         ("%%rlm --context d", ["docs"]),
         ("%%rlm --setup-code ", ["report", "setup"]),

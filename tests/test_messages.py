@@ -30,6 +30,8 @@ SAMPLES: list[wire.Message] = [
     wire.Picture(1, 2, b"png"), wire.Call(1, 2, CALL, True, None, (1, 2), b"abc"), wire.Dropped(1, CALL),
     wire.Done(1, 2, "ok", "", 0, FINAL, ("a note",)), wire.Done(1, 2, "error", "E: x\ud800", 3, None, ()),
     wire.ValuePart(1, 2, 0, b"x"), wire.Died(1, 0, 9, ()), wire.Closed(1), wire.Heartbeat(),
+    wire.Start(2, 1, 8), wire.Inherit(2, 1, 3, 0), wire.Bring(2, 1, CALL, 4), wire.Reply(1, CALL, (0, 0), (), b"", (0, 1)),
+    wire.Call(1, 2, CALL, False, None, (1,), b"abc", True, 7, (2,)),
 ]  # fmt: skip
 KNOWN = {**wire.TO_SUPERVISOR, **wire.TO_HOST}
 
@@ -170,7 +172,8 @@ DONE, OUTPUT, ASK = (next(each for each in SAMPLES if type(each) is kind) for ki
         (changed(DONE, notes="text"), b""),
         (changed(DONE, notes=["x"] * 1001), b""),
         (changed(DONE, final={"number": 1}), b""),
-        (changed(DONE, final={**dataclasses.asdict(FINAL), "form": "pickle"}), b""),
+        (changed(DONE, final={**dataclasses.asdict(FINAL), "form": "marshal"}), b""),
+        (changed(DONE, final={**dataclasses.asdict(FINAL), "preview": "x" * 70_000}), b""),
         (changed(DONE, final={**dataclasses.asdict(FINAL), "digest": "x"}), b""),
         (changed(DONE), b"body"),
         (changed(OUTPUT, stream="stdin"), b""),
@@ -182,6 +185,10 @@ DONE, OUTPUT, ASK = (next(each for each in SAMPLES if type(each) is kind) for ki
         (changed(ASK, batch=False), b"abc"),
         (changed(ASK, batch=1), b"abc"),
         (changed(ASK, model=5), b"abc"),
+        (changed(ASK, child=True), b"abc"),
+        (changed(ASK, told=[0, 0]), b"abc"),
+        (changed(ASK, child=True, told=[1, 1]), b"abc"),
+        (changed(ASK, child=1, told=[1, 1]), b"abcde"),
     ],
 )
 def test_what_no_sender_writes_is_refused(header: dict[str, Any], body: bytes) -> None:

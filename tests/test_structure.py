@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "trace": {"events"},
     "trace_file": {"events", "trace"},
     "result": {"errors", "events", "files", "trace", "widgets"},
-    "contexts": GROUND,
+    "contexts": GROUND | {"kernels.guest.describing", "kernels.guest.pickles"},
     "pictures": GROUND,
     "files": GROUND,
     "values": GROUND | {"pictures"},
@@ -54,10 +54,12 @@ MAY_IMPORT = {
         "replies",
         "values",
     },
+    "children": GROUND | {"budget", "kernels.messages", "lm.handler", "lm.providers", "loop", "values"},
     "engine": {"kernels"},
     "run": GROUND
     | {
         "budget",
+        "children",
         "contexts",
         "engine",
         "files",

@@ -1,7 +1,8 @@
 """A user's object -> the bytes that reach the kernel, and the description that the LM plans on.
 
 Any object of the notebook can be a context; its type, exact to the byte, is what the code in the kernel finds in `context`.
-The LM never sees the context, only its description (`describing`). The bytes (`payload`, `pickling`) are bound to a SHA-256
+The LM never sees the context, only its description (`kernels.guest.describing`, which kernels use for what they give to their
+children). The bytes (`payload`, `pickling`) are bound to a SHA-256
 digest which the kernel checks, so that `context` arrives exact or not at all. What cannot be sent is refused by name and
 place, before anything is started. Nothing here reads a file that the user did not name (`paths`).
 """
@@ -12,9 +13,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from rlm_jupyter.contexts import describing, pickling
+from rlm_jupyter.contexts import pickling
 from rlm_jupyter.contexts.paths import Read, read_path, read_text_file
 from rlm_jupyter.contexts.payload import PIECE, Payload, Progress, Writer
+from rlm_jupyter.kernels.guest import describing
 
 __all__ = ["Context", "Named", "Payload", "Progress", "prepare", "read_path", "read_text_file"]
 

@@ -133,10 +133,6 @@ class Writer:
                 self._settle(0)
         return len(view)
 
-    def align(self, step: int) -> None:
-        """Fill up with zeros to a multiple of `step`."""
-        self.write(bytes(-self.size % step))
-
     def payload(self, form: str) -> Payload:
         self._settle(0)
         if self._helper is not None:

@@ -1,79 +1,16 @@
-"""Any other object than a str -> a pickle whose large buffers stay outside of it.
+"""Any other object than a str -> a pickle whose large buffers stay outside of it: how is in `kernels.guest.pickles`.
 
-Pickle protocol 5 hands over the memory of arrays, data frames and Arrow columns as buffers: they are written as they are,
-aligned, and the kernel maps them, so nothing large is copied. Functions and classes of the notebook itself cannot be
-imported elsewhere: what holds them is pickled by dill, which sends their code, for the same minor version of Python only.
-Pickles go from the host to a kernel and never back: nothing in this package reads one.
-
-What can be read only once, or not before something else is done (iterators, open files, lazy frames), is refused, never used
-up; what cannot be pickled is refused with the name of the part that fails.
+Here it becomes a payload, and what cannot be sent a `SettingsError`. Pickles go from the host to a kernel and never back:
+nothing in this package reads one.
 """
 
 from __future__ import annotations
 
-import asyncio
-import io
-import json
-import pickle
-import struct
-import sys
-import types
-from collections.abc import Iterator
 from typing import Any
 
 from rlm_jupyter.contexts.payload import Payload, Progress, Writer
 from rlm_jupyter.errors import SettingsError
-
-ALIGNMENT = 64
-PACKAGES = ("numpy", "pandas", "pyarrow", "polars")
-_LAZY = {
-    "LazyFrame": "{where} = {where}.collect()",
-    "LazyGroupBy": "collect it first",
-    "DataFrameGroupBy": "use an aggregate of it, or the frame itself",
-    "SeriesGroupBy": "use an aggregate of it, or the series itself",
-}
-_DEEPEST = 20
-_PARTS = 10_000
-
-
-class _ByValue(Exception):
-    """A function or class that only the notebook has: dill has to send its code."""
-
-
-class _Unsendable(Exception):
-    """Something that may not be sent, and why."""
-
-    def __init__(self, item: Any, why: str) -> None:
-        super().__init__(why)
-        self.item = item
-
-
-class _Reducer:
-    """What both picklers do besides pickling: refuse, note the packages that are needed, and cut slices down to size."""
-
-    packages: set[str]
-    by_value: bool
-
-    def reducer_override(self, obj: Any) -> Any:
-        kind = type(obj)
-        root = str(kind.__module__).partition(".")[0]
-        if root in PACKAGES:
-            self.packages.add(root)
-            if kind.__name__ in _LAZY and root in ("polars", "pandas"):
-                raise _Unsendable(obj, f"is a {root} {kind.__name__}, which is not data yet; {_LAZY[kind.__name__]}")
-            if root == "pyarrow":
-                return _compact(obj)
-        elif isinstance(obj, io.IOBase):
-            raise _Unsendable(obj, "is an open file; pass what it holds, as in text = f.read(), or its path")
-        elif isinstance(obj, (Iterator, asyncio.Future)) or kind in (types.CoroutineType, types.AsyncGeneratorType):
-            raise _Unsendable(obj, f"is a {kind.__name__}, which can be read only once; make a list of it: list(...)")
-        elif not self.by_value and _is_of_the_notebook(obj):
-            raise _ByValue
-        return NotImplemented
-
-
-class _Pickler(_Reducer, pickle.Pickler):
-    by_value = False
+from rlm_jupyter.kernels.guest import pickles
 
 
 def write(value: Any, name: str, progress: Progress | None = None) -> Payload:
@@ -81,7 +18,7 @@ def write(value: Any, name: str, progress: Progress | None = None) -> Payload:
     try:
         try:
             return _write(value, Writer(progress), by_value=False)
-        except (_ByValue, pickle.PicklingError, TypeError, AttributeError):
+        except pickles.CANNOT_BY_NAME:
             return _write(value, Writer(progress), by_value=True)
     except (SettingsError, KeyboardInterrupt):
         raise
@@ -90,133 +27,9 @@ def write(value: Any, name: str, progress: Progress | None = None) -> Payload:
     except MemoryError:
         raise SettingsError(f"{name} does not fit into memory a second time; pass a part of it") from None
     except Exception as error:  # an object's own __reduce__ may raise anything
-        raise SettingsError(_refusal(value, name, error)) from None
+        raise SettingsError(pickles.refusal(value, name, error)) from None
 
 
 def _write(value: Any, writer: Writer, *, by_value: bool) -> Payload:
-    buffers: list[pickle.PickleBuffer] = []
-    pickler = _pickler(writer, buffers, by_value=by_value)
-    pickler.dump(value)
-    index: dict[str, Any] = {
-        "pickle": writer.size,
-        "buffers": [],
-        "by": "dill" if by_value else "pickle",
-        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
-        "packages": {name: str(sys.modules[name].__version__) for name in sorted(pickler.packages)},
-    }
-    for buffer in buffers:
-        with buffer.raw() as raw:
-            writer.align(ALIGNMENT)
-            index["buffers"].append([writer.size, len(raw)])
-            writer.write(raw)
-        buffer.release()
-    data = json.dumps(index).encode("ascii")
-    writer.write(data + struct.pack(">Q", len(data)))
+    pickles.write(value, writer, by_value=by_value)
     return writer.payload("pickle")
-
-
-def _pickler(file: Any, buffers: list[pickle.PickleBuffer], *, by_value: bool) -> Any:
-    pickler: Any
-    if not by_value:
-        pickler = _Pickler(file, protocol=5, buffer_callback=buffers.append)
-    else:
-        import dill
-
-        class ByValue(_Reducer, dill.Pickler):  # type: ignore[misc,name-defined,unused-ignore]
-            by_value = True
-
-        pickler = ByValue(file, protocol=5, byref=False, recurse=True, buffer_callback=buffers.append)
-    pickler.packages = set()
-    return pickler
-
-
-def _is_of_the_notebook(obj: Any) -> bool:
-    return isinstance(obj, (type, types.FunctionType)) and (obj.__module__ == "__main__" or "<" in obj.__qualname__)
-
-
-def _compact(obj: Any) -> Any:
-    """Reduce a slice of an Arrow table or array to what it shows: its pickle would hold the whole that it was cut from."""
-    import pyarrow as pa
-
-    if not isinstance(obj, (pa.Table, pa.RecordBatch, pa.ChunkedArray, pa.Array)):
-        return NotImplemented
-    if obj.get_total_buffer_size() <= 2 * obj.nbytes + 4096:
-        return NotImplemented
-    table: Any = obj
-    if isinstance(obj, pa.RecordBatch):
-        table = pa.Table.from_batches([obj])
-    elif not isinstance(obj, pa.Table):
-        table = pa.table({"": obj})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as stream:
-        stream.write_table(table)
-    copy = pa.ipc.open_stream(sink.getvalue()).read_all()
-    if isinstance(obj, pa.RecordBatch):
-        return copy.combine_chunks().to_batches()[0].__reduce__() if len(copy) else NotImplemented
-    column: Any = copy if isinstance(obj, pa.Table) else copy.column(0)
-    if isinstance(obj, pa.Array):
-        column = column.combine_chunks()
-    return column.__reduce_ex__(5)
-
-
-def _refusal(value: Any, name: str, error: Exception) -> str:
-    where, item, error = _culprit(value, name, error)
-    if isinstance(error, _Unsendable):
-        return f"{where} {str(error).format(where=where)}"
-    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    return f"{where}, a {type(item).__name__}, cannot be sent ({reason}); leave it out, or pass what it holds"
-
-
-def _culprit(value: Any, name: str, error: Exception) -> tuple[str, Any, Exception]:
-    """Go down to the smallest part that cannot be pickled."""
-    for _ in range(_DEEPEST):
-        if isinstance(error, _Unsendable) and error.item is value:
-            break
-        for place, part in _parts(value, name):
-            failure = _failure(part)
-            if failure is not None:
-                value, name, error = part, place, failure
-                break
-        else:
-            break
-    return name, value, error
-
-
-def _failure(value: Any) -> Exception | None:
-    try:
-        _pickler(_Nowhere(), [], by_value=True).dump(value)
-    except Exception as error:  # the object's own code may raise anything; the refusal names it
-        return error
-    return None
-
-
-class _Nowhere:
-    """A file that forgets."""
-
-    def write(self, data: Any) -> int:
-        return len(memoryview(data))
-
-
-def _parts(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Give what an object is made of, as one writes it in Python."""
-    count = 0
-    if isinstance(value, dict):
-        found = ((f"{name}[{_key(key)}]", part) for key, part in list(value.items())[:_PARTS])
-        yield from ((f"a key of {name}", key) for key in list(value)[:_PARTS] if not isinstance(key, (str, int)))
-        yield from found
-    elif isinstance(value, (list, tuple)):
-        yield from ((f"{name}[{place}]", part) for place, part in enumerate(value[:_PARTS]))
-    elif isinstance(value, (set, frozenset)):
-        for part in value:
-            if count < _PARTS:
-                yield f"an item of {name}", part
-            count += 1
-    elif not isinstance(value, (type, types.ModuleType, types.FunctionType)):
-        fields = getattr(value, "__dict__", None)
-        if isinstance(fields, dict):
-            yield from ((f"{name}.{field}", part) for field, part in list(fields.items())[:_PARTS])
-
-
-def _key(key: Any) -> str:
-    text = repr(key) if isinstance(key, (str, int, float, tuple, bytes)) else type(key).__name__
-    return text if len(text) <= 100 else text[:100] + "..."

@@ -45,11 +45,11 @@ class Calls:
     def drop(self, message: wire.Dropped) -> None:
         """Cancel a call that nobody waits for any more."""
         if task := self._tasks.get(message.call):
-            task.cancel()
+            _cancel(task)
 
     def cancel(self) -> None:
         for task in self._tasks.values():
-            task.cancel()
+            _cancel(task)
 
     async def end(self) -> None:
         """Cancel what is still being asked for a cell that is over, and wait for it."""
@@ -76,3 +76,9 @@ class Calls:
             return messages.reply(message, await self._answer(request))
         except Exception as error:  # code in the kernel waits for a reply, also to a bug of ours
             return messages.failed(message, f"the call failed on the host ({type(error).__name__})")
+
+
+def _cancel(task: asyncio.Task[None]) -> None:
+    """Cancel a task once: a second time would break off its tidying up, such as the closing of a child's kernel."""
+    if not task.cancelling():
+        task.cancel()

@@ -19,7 +19,7 @@ from rlm_jupyter.kernels.guest.frames import HEADER_CAP, MESSAGE_CAP, Header
 from rlm_jupyter.kernels.kernel import Kernel
 from rlm_jupyter.kernels.messages import Answer, Incoming, failed
 from rlm_jupyter.kernels.transports import FramedStream
-from rlm_jupyter.settings import BATCH_CAP, PICTURE_CAP, PROMPT_CAP, VALUE_CAP
+from rlm_jupyter.settings import BATCH_CAP, CHILDREN_CAP, CONTEXT_CAP, PICTURE_CAP, PROMPT_CAP, VALUE_CAP
 
 if TYPE_CHECKING:
     from rlm_jupyter.contexts import Payload
@@ -34,6 +34,8 @@ def guest_caps() -> dict[str, int]:
     return {
         "prompt": PROMPT_CAP,
         "batch": BATCH_CAP,
+        "children": CHILDREN_CAP,
+        "context": CONTEXT_CAP,
         "value": VALUE_CAP,
         "picture": PICTURE_CAP,
         "message": MESSAGE_CAP - HEADER_CAP,
@@ -118,8 +120,8 @@ class Environment:
         await asyncio.wait({self._ready})
         self._ready.result()
 
-    async def start_kernel(self, answer: Answer) -> Kernel:
-        """Start a kernel whose LM calls `answer` answers.
+    async def start_kernel(self, answer: Answer, *, parent: Kernel | None = None, children: int = 0) -> Kernel:
+        """Start a kernel whose LM calls `answer` answers; a child of `parent`, and one that may have `children` at once.
 
         Raises
         ------
@@ -131,7 +133,7 @@ class Environment:
         if self._ended is not None:
             raise type(self._ended)(*self._ended.args)
         self._count += 1
-        kernel = Kernel(self, self._count, answer)
+        kernel = Kernel(self, self._count, answer, parent=parent.number if parent is not None else 0, children=children)
         self._kernels[kernel.number] = kernel
         try:
             await kernel.start(START_SECONDS)

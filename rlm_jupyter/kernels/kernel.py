@@ -32,7 +32,7 @@ from rlm_jupyter.kernels.guest import wire
 from rlm_jupyter.kernels.messages import Answer
 from rlm_jupyter.kernels.text import TextDecoder, plain
 from rlm_jupyter.pictures import NoPicture, Picture, check
-from rlm_jupyter.settings import OUTPUT_CAP, VALUE_CAP
+from rlm_jupyter.settings import CONTEXT_CAP, OUTPUT_CAP, VALUE_CAP
 from rlm_jupyter.values import Value
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ LOAD_BYTES_A_SECOND = 10 * 1024 * 1024
 _ENDS: dict[type[wire.Message], tuple[type[wire.Message], ...]] = {
     wire.Start: (wire.Started, wire.StartFailed),
     wire.Context: (wire.Loaded,),
+    wire.Inherit: (wire.Loaded,),
     wire.Execute: (wire.Done,),
     wire.Close: (wire.Closed,),
 }
@@ -68,12 +69,16 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Final:
-    """An answer given with FINAL_VAR; `name` is '' when it was given by value. `Kernel.value` fetches it."""
+    """An answer given with FINAL_VAR; `name` is '' when it was given by value. `Kernel.value` fetches it.
+
+    That of a child stays beside the kernels: `preview` is its beginning as text, and `Kernel.bring` hands it to the parent.
+    """
 
     number: int
     name: str
     type_name: str
     size: int
+    preview: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +127,10 @@ class Kernel:
         The last answer that code gave, also in a cell that then failed or was interrupted.
     """
 
-    def __init__(self, environment: Environment, number: int, answer: Answer) -> None:
+    def __init__(self, environment: Environment, number: int, answer: Answer, *, parent: int = 0, children: int = 0) -> None:
         self.number = number
+        self.parent = parent
+        self._children = children
         self.how = ""
         self.pid = 0
         self.python = ""
@@ -147,7 +154,7 @@ class Kernel:
     async def start(self, seconds: float) -> None:
         """Wait until the kernel takes code; called by the environment."""
         try:
-            message = await self._request(wire.Start(self.number), seconds)
+            message = await self._request(wire.Start(self.number, self.parent, self._children), seconds)
         except TimeoutError:
             raise KernelStartError(f"the kernel did not start within {seconds:.0f} s") from None
         if isinstance(message, wire.StartFailed):
@@ -173,6 +180,26 @@ class Kernel:
             message = await self._work(order, LOAD_SECONDS + payload.size / LOAD_BYTES_A_SECOND)
         finally:
             self._environment.discard(path)
+        self._check_loaded(message)
+
+    async def inherit(self, parcel: int, place: int) -> None:
+        """Set the global `context` from what the parent has left for this child; the host sees no byte of it.
+
+        Raises
+        ------
+        KernelError
+            When it is not there, or cannot be had in this kernel.
+        """
+        self._check_free()
+        self._loads += 1
+        order = wire.Inherit(self.number, self._loads, parcel, place)
+        self._check_loaded(await self._work(order, LOAD_SECONDS + CONTEXT_CAP / LOAD_BYTES_A_SECOND))
+
+    def bring(self, final: Final, call: str, place: int) -> None:
+        """Hand an answer to the parent, for item `place` of its call; it is there before the next order is carried out."""
+        self._environment.send(wire.Bring(self.number, final.number, call, place))
+
+    def _check_loaded(self, message: wire.Message) -> None:
         assert isinstance(message, wire.Loaded)
         if message.load != self._loads:
             raise self._break(ProtocolError("the kernel loaded what was not sent"))
@@ -318,8 +345,8 @@ class Kernel:
                 raise TimeoutError
             return wait.result()
 
-    async def _work(self, order: wire.Context | wire.Execute, seconds: float | None) -> wire.Message:
-        """Like `_request`; when cancelled or too slow, interrupt the kernel first."""
+    async def _work(self, order: wire.Context | wire.Inherit | wire.Execute, seconds: float | None) -> wire.Message:
+        """Like `_request`; when cancelled or too slow, interrupt the kernel first. A child's is only ever closed then."""
         with self._sent(order) as wait:
             self._busy = wait
             try:
@@ -330,8 +357,9 @@ class Kernel:
                     raise KernelError(f"the kernel was interrupted: it had not finished after {seconds:.0f} s")
                 return wait.result()
             except asyncio.CancelledError:
-                with anyio.CancelScope(shield=True):
-                    await self.interrupt()
+                if not self.parent:
+                    with anyio.CancelScope(shield=True):
+                        await self.interrupt()
                 raise
             finally:
                 self._busy = None
@@ -405,8 +433,10 @@ class Kernel:
             return
         if info.size > VALUE_CAP:
             raise ProtocolError("the supervisor announced a value above the cap")
+        if info.form == "pickle" and not self.parent:
+            raise ProtocolError("the supervisor announced a value that is for kernels only")
         self._finals[info.number] = info
-        self.candidate = Final(info.number, plain(info.name), plain(info.type_name), info.size)
+        self.candidate = Final(info.number, plain(info.name), plain(info.type_name), info.size, plain(info.preview))
 
     # Values
 

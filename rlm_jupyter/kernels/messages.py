@@ -6,6 +6,7 @@ reads and writes them with the same code.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -13,12 +14,29 @@ from itertools import accumulate
 from rlm_jupyter.errors import ProtocolError
 from rlm_jupyter.kernels.guest import wire
 from rlm_jupyter.kernels.guest.frames import FrameError, Header
-from rlm_jupyter.settings import BATCH_CAP, PROMPT_CAP
+from rlm_jupyter.kernels.text import plain
+from rlm_jupyter.settings import BATCH_CAP, CHILDREN_CAP, PROMPT_CAP
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What a kernel says of the context that it has left for a child, cut and without terminal sequences; nobody checks it.
+
+    `own`: a context was given; else the child's context is its prompt.
+    """
+
+    own: bool
+    type_name: str
+    size: int
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
 class CallRequest:
-    """LM calls that code in a kernel makes with one request; `call` is 32 hex digits, chosen in the kernel."""
+    """LM calls that code in a kernel makes with one request; `call` is 32 hex digits, chosen in the kernel.
+
+    With `contexts`, one for each prompt, child RLMs are asked; the contexts themselves are in the kernel's `parcel`.
+    """
 
     kernel: int
     cell: int
@@ -26,14 +44,17 @@ class CallRequest:
     batch: bool
     prompts: tuple[str, ...]
     model: str | None
+    contexts: tuple[Described, ...] = ()
+    parcel: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class CallOutcome:
-    """What became of one prompt: exactly one of the two is set."""
+    """What became of one prompt: exactly one of the two is set, unless a child's answer was `brought` to the kernel."""
 
     text: str | None = None
     error: str | None = None
+    brought: bool = False
 
 
 Answer = Callable[[CallRequest], Awaitable[Sequence[CallOutcome]]]
@@ -60,15 +81,34 @@ def call_request(message: wire.Call) -> CallRequest:
     """Read the prompts of a call; a ValueError says what is wrong with them, in words for the code that made the call."""
     if len(message.sizes) > BATCH_CAP:
         raise ValueError(f"a batch of {len(message.sizes):,} prompts; at most {BATCH_CAP:,}")
+    if message.child and len(message.sizes) > CHILDREN_CAP:
+        raise ValueError(f"a batch of {len(message.sizes):,} children; at most {CHILDREN_CAP:,}")
     if any(size > PROMPT_CAP for size in message.sizes):
         raise ValueError(f"a prompt above {PROMPT_CAP:,} bytes")
-    ends = list(accumulate(message.sizes))
-    pieces = (message.data[end - size : end] for end, size in zip(ends, message.sizes, strict=True))
+    sizes = (*message.sizes, *message.told)
+    pieces = [message.data[end - size : end] for end, size in zip(accumulate(sizes), sizes, strict=True)]
+    count = len(message.sizes)
     try:
-        prompts = tuple(piece.decode("utf-8", "surrogatepass") for piece in pieces)
+        prompts = tuple(piece.decode("utf-8", "surrogatepass") for piece in pieces[:count])
     except UnicodeDecodeError:
         raise ValueError("a prompt that is not UTF-8") from None
-    return CallRequest(message.kernel, message.cell, message.call, message.batch, prompts, message.model)
+    contexts = tuple(map(_described, pieces[count:]))
+    return CallRequest(
+        message.kernel, message.cell, message.call, message.batch, prompts, message.model, contexts, message.parcel
+    )
+
+
+def _described(data: bytes) -> Described:
+    if len(data) > TOLD_CAP:
+        raise ValueError("a description that is too long")
+    try:
+        told = json.loads(data.decode("ascii"))
+        own, kind, size, text = (told[name] for name in ("own", "type", "size", "text"))
+    except (ValueError, RecursionError, TypeError, KeyError):
+        raise ValueError("a description that is none") from None
+    if not (type(own) is bool and type(kind) is str and type(size) is int and type(text) is str and 0 <= size < 2**63):
+        raise ValueError("a description that is none")
+    return Described(own, plain(kind)[:200], size, plain(text)[:DESCRIPTION_CAP])
 
 
 def reply(message: wire.Call, outcomes: Sequence[CallOutcome]) -> wire.Reply:
@@ -87,7 +127,8 @@ def reply(message: wire.Call, outcomes: Sequence[CallOutcome]) -> wire.Reply:
         if outcome.error is not None:
             errors.append(place)
         datas.append(encoded)
-    return wire.Reply(message.kernel, message.call, tuple(map(len, datas)), tuple(errors), b"".join(datas))
+    values = tuple(place for place, outcome in enumerate(outcomes) if outcome.brought)
+    return wire.Reply(message.kernel, message.call, tuple(map(len, datas)), tuple(errors), b"".join(datas), values)
 
 
 def failed(message: wire.Call, error: str) -> wire.Reply:
@@ -96,5 +137,9 @@ def failed(message: wire.Call, error: str) -> wire.Reply:
 
 
 MESSAGE_ROOM = 500 * 1024 * 1024
+DESCRIPTION_CAP = 20_000
+"""Characters that are kept of what a kernel says of a context."""
+TOLD_CAP = 256 * 1024
+"""Bytes in which it says so: each character may take twelve of them."""
 
-__all__ = ["Answer", "CallOutcome", "CallRequest", "FrameError", "Incoming", "call_request", "failed", "reply"]
+__all__ = ["Answer", "CallOutcome", "CallRequest", "Described", "FrameError", "Incoming", "call_request", "failed", "reply"]

@@ -8,9 +8,10 @@ outcomes and never as text, and after a cap is reached every further call is ref
 
 from __future__ import annotations
 
+import copy
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import anyio
@@ -26,7 +27,7 @@ from rlm_jupyter.lm.failures import ParameterRefused, Spent
 from rlm_jupyter.lm.ledger import Entry, Ledger
 from rlm_jupyter.lm.prices import Price, price_for
 from rlm_jupyter.lm.providers import models_of
-from rlm_jupyter.settings import BATCH_CAP, MIB, PROMPT_CAP, RunSettings, did_you_mean
+from rlm_jupyter.settings import BATCH_CAP, MIB, PROMPT_CAP, RunSettings
 
 ATTEMPT_TIMEOUT = 600.0
 """Seconds that one request may take, as openai has it."""
@@ -67,20 +68,47 @@ class _Tally:
     attempts: int = 0
     partial: str = ""
 
-    def add(self, reservation: Reservation, usage: Usage) -> None:
+    def add(self, reservation: Reservation, usage: Usage) -> float | None:
+        """Settle one attempt, and give its cost."""
         cost = reservation.settle(usage)
         self.attempts += 1
         self.usage += usage
         if cost is not None:
             self.cost = (self.cost or 0.0) + cost
+        return cost
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.started
 
 
+@dataclass(slots=True)
+class Outlay:
+    """What a node of the tree and all below it have taken so far; `above` is its parent's."""
+
+    above: Outlay | None = None
+    calls: int = 0
+    usage: Usage = field(default_factory=Usage)
+    cost: float | None = None
+
+    def add(self, usage: Usage, cost: float | None) -> None:
+        """Count one request, here and for all above."""
+        self.calls += 1
+        self.usage += usage
+        if cost is not None:
+            self.cost = (self.cost or 0.0) + cost
+        if self.above is not None:
+            self.above.add(usage, cost)
+
+
+Answerer = Callable[[CallRequest, int], Awaitable[CallOutcome]]
+"""Answers one prompt of a call, by its place. Raises nothing but a cancellation."""
+
+
 class LMHandler:
     """The one place through which a run asks language models. Belongs to one event loop.
+
+    The nodes of a tree have one each, made by `below`: they share budget, limiter, clients, prices and ledger.
 
     Parameters
     ----------
@@ -95,6 +123,8 @@ class LMHandler:
     ----------
     limit
         The cap that is used up, or None. The run has to end when it is set, whatever the code does.
+    spent
+        What this node and all below it have taken.
     """
 
     def __init__(
@@ -106,11 +136,23 @@ class LMHandler:
         self._lms: dict[str, LM] = {}
         self._prices: dict[str, Price | None] = {}
         self._ledger = Ledger()
-        self._limit_told = False
+        self._told: list[LimitReached] = []
+        self.spent = Outlay()
+
+    def below(self, node: str, settings: RunSettings) -> LMHandler:
+        """Give the handler of a child, with its name and settings; it shares all that holds for the whole tree."""
+        child = copy.copy(self)
+        child._node, child._settings, child.spent = node, settings, Outlay(self.spent)
+        return child
 
     @property
     def limit(self) -> LimitReached | None:
         return self._budget.limit
+
+    @property
+    def model(self) -> str:
+        """The model that `ask` asks."""
+        return self._settings.model
 
     async def aclose(self) -> None:
         """Close every client."""
@@ -174,10 +216,11 @@ class LMHandler:
                 )
         return reply
 
-    async def answer(self, request: CallRequest) -> list[CallOutcome]:
+    async def answer(self, request: CallRequest, child: Answerer | None = None) -> list[CallOutcome]:
         """Answer a call of code in a kernel: one outcome per prompt, in their order. Raises nothing but a cancellation.
 
-        The same id again gives the same outcomes; the same id with another body is refused.
+        The same id again gives the same outcomes; the same id with another body is refused. `child` answers each prompt of a
+        call for child RLMs.
         """
         count = len(request.prompts)
         if count == 0:
@@ -190,34 +233,44 @@ class LMHandler:
         except ProtocolError as error:
             return _refused(str(error), count)
         if entry is None:
-            return self._over(count) if self._budget.limit is not None else await self._first(request)
+            return self._over(count) if self._budget.limit is not None else await self._first(request, child)
         await entry.done.wait()
         if entry.outcomes is None:
             return _refused("this call was answered before and its reply is no longer kept", count)
         return list(entry.outcomes)
 
-    async def _first(self, request: CallRequest) -> list[CallOutcome]:
+    async def _first(self, request: CallRequest, child: Answerer | None) -> list[CallOutcome]:
         entry = self._ledger.begin(request)
         outcomes = _refused("stopped", len(request.prompts))
         try:
-            await self._all(request, entry, outcomes)
+            await self._all(request, entry, outcomes, child)
         finally:
             self._ledger.finish(request, entry, outcomes)
         return outcomes
 
-    async def _all(self, request: CallRequest, entry: Entry, outcomes: list[CallOutcome]) -> None:
-        """Make the calls of a request, as many at once as the limiter may let through, in order."""
+    async def _all(self, request: CallRequest, entry: Entry, outcomes: list[CallOutcome], child: Answerer | None) -> None:
+        """Make the calls of a request, as many at once as the limiter, or the places of children, may let through, in order."""
+        width = self._settings.max_concurrency if child is None else self._settings.max_concurrent_children
+
+        async def one(number: int) -> CallOutcome:
+            if child is None:
+                return await self._one(request, entry, number)
+            if self._budget.limit is not None:
+                return self._over(1)[0]
+            entry.asked = True
+            return await child(request, number)
+
         if len(request.prompts) == 1:
-            outcomes[0] = await self._one(request, entry, 0)
+            outcomes[0] = await one(0)
             return
         numbers = iter(range(len(request.prompts)))
 
         async def work() -> None:
             for number in numbers:
-                outcomes[number] = await self._one(request, entry, number)
+                outcomes[number] = await one(number)
 
         async with anyio.create_task_group() as group:
-            for _ in range(min(len(request.prompts), self._settings.max_concurrency)):
+            for _ in range(min(len(request.prompts), width)):
                 group.start_soon(work)
                 for _ in range(STAGGER):
                     await anyio.lowlevel.checkpoint()
@@ -339,7 +392,7 @@ class LMHandler:
                 usage = reservation.estimate(parts.text if parts is not None and parts.text else None)
             if parts is not None:
                 tally.partial = parts.text
-            tally.add(reservation, usage)
+            self.spent.add(usage, tally.add(reservation, usage))
 
     def _lm(self, model: str) -> LM:
         lm = self._lms.get(model)
@@ -351,7 +404,8 @@ class LMHandler:
         """Give what is wrong with a call before anything is spent, or ''."""
         if request.model is not None and request.model not in self._models:
             name = clip(request.model, 100)
-            return f"code may not use the model {name!r} in this run{did_you_mean(name, self._models)}; or leave model out"
+            allowed = ", ".join(self._models)
+            return f"code may not use the model {name!r} in this run; it may use {allowed}, or leave model out"
         if not request.batch and len(request.prompts) != 1:
             return "a call that is no batch has one prompt"
         if len(request.prompts) > BATCH_CAP:
@@ -378,8 +432,8 @@ class LMHandler:
     def _tell(self, limit: LimitReached) -> None:
         """Emit one notice of the cap that ended the run."""
         self._budget.reach(limit)  # new to it is one request too large for the whole cap, and the root's: nothing can be done
-        if not self._limit_told:
-            self._limit_told = True
+        if not self._told:
+            self._told.append(limit)
             self._emit(events.Notice(node=self._node, text=f"limit reached: {limit}"))
 
 

@@ -78,7 +78,8 @@ class Ledger:
 def digest_of(request: CallRequest) -> bytes:
     """Hash a call's body, every part with its length so that no two bodies give one text."""
     hasher = hashlib.blake2b(digest_size=16)
-    for part in (str(request.cell), str(request.batch), repr(request.model), *request.prompts):
+    contexts = (f"{request.parcel} {request.contexts!r}",) if request.contexts else ()
+    for part in (str(request.cell), str(request.batch), repr(request.model), *request.prompts, *contexts):
         data = part.encode("utf-8", "surrogatepass")
         hasher.update(b"%d:" % len(data))
         hasher.update(data)

@@ -58,13 +58,21 @@ class AskConnection:
         self._hello = self._loop.later(HELLO_SECONDS, self.close)
         self._loop.watch(sock.fileno(), self._ready)
 
-    def answer(self, header: Header, body: bytes = b"") -> None:
-        """Answer the request under way. A connection that is closed already loses it."""
+    def answer(self, header: Header, body: bytes = b"", fd: int | None = None) -> None:
+        """Answer the request under way, with a descriptor if one is given. A connection that is closed already loses it."""
         if self._sock.fileno() < 0:
             return
         self._waiting = False
         self.call = ""
-        self._outbox.put(pack(header, body))
+        pieces = pack(header, body)
+        if fd is not None:
+            try:  # the answer to the last request was read: there is room for a few bytes
+                sent = socket.send_fds(self._sock, pieces[:1], [fd])
+            except OSError:
+                self.close()
+                return
+            pieces[0] = pieces[0][sent:]
+        self._outbox.put(pieces)
         self._write()
         self._count()
 

@@ -236,7 +236,7 @@ class Book:
 
     def answer(self, reply: wire.Reply, digest: str) -> str:
         """Take a reply of the host's: TAKEN, AGAIN (it had come before), GONE (nobody waits), CONFLICT (it fits no call)."""
-        seal = hashlib.sha256(repr((reply.sizes, reply.errors)).encode() + reply.data).digest()
+        seal = hashlib.sha256(repr((reply.sizes, reply.errors, reply.values)).encode() + reply.data).digest()
         with self._lock:
             entry = self._entries.get((reply.kernel, reply.call))
             if entry is None:
@@ -273,4 +273,4 @@ class Book:
 
 
 def _fits(reply: wire.Reply, entry: Entry) -> bool:
-    return len(reply.sizes) == entry.prompts and all(place < entry.prompts for place in reply.errors)
+    return len(reply.sizes) == entry.prompts and all(place < entry.prompts for place in (*reply.errors, *reply.values))

@@ -201,7 +201,7 @@ class Broker:
                 reply = self.book.ask(call, channel or object(), lambda: channel is not None and not channel.connected)
             except (FrameError, wire.WireError, Refused) as error:
                 return _message({"refused": str(error)}, b"")
-            return _message({"sizes": reply.sizes, "errors": reply.errors}, reply.data)
+            return _message({"sizes": reply.sizes, "errors": reply.errors, "values": reply.values}, reply.data)
 
         return app
 

@@ -20,6 +20,7 @@ from .finals import Finals, Held
 from .frames import Header
 from .loop import Loop
 from .output import Keeper
+from .parcels import CONTEXT, Parcels, Piece
 from .pipes import OutputPipes
 
 FLUSH_SECONDS = 0.02
@@ -61,6 +62,8 @@ class Process(Protocol):
     loop: Loop
     pipes: OutputPipes
     finals: Finals
+    parcels: Parcels
+    children: int
 
     def request(self, kind: str, content: dict[str, Any]) -> str: ...
     def send(self, message: wire.Message) -> None: ...
@@ -82,6 +85,7 @@ class Cells:
 
     def execute(self, cell: int, code: str) -> None:
         self._kernel.open_calls(cell)
+        self._kernel.parcels.clear_shelf()
         early = Keeper(EARLY_HALF)
         self._kernel.pipes.glance(early.add)
         self._work = work = Work(cell, 0, self._kernel.request("execute_request", execute_request(code)))
@@ -107,6 +111,12 @@ class Cells:
     def load(self, order: wire.Context, path: str) -> None:
         line = {"name": order.name, "path": path, "form": order.form, "size": order.size, "digest": order.digest}
         code = f"__import__('sys').modules['_rlm_repl'].repl.load({json.dumps(line)!r})"
+        self._work = Work(0, order.load, self._kernel.request("execute_request", execute_request(code, silent=True)))
+
+    def inherit(self, order: wire.Inherit, fd: int, piece: Piece) -> None:
+        """Load a context that the kernel's parent has left; the descriptor is the kernel's from now on."""
+        self._kernel.parcels.put(CONTEXT, (fd, piece))
+        code = "__import__('sys').modules['_rlm_repl'].repl.inherit()"
         self._work = Work(0, order.load, self._kernel.request("execute_request", execute_request(code, silent=True)))
 
     @property
@@ -148,7 +158,8 @@ class Cells:
     def reply(self, message: wire.Reply) -> None:
         connection = self._calls.pop(message.call, None)
         if connection is not None:
-            connection.answer({"sizes": message.sizes, "errors": message.errors}, message.data)
+            header = {"sizes": message.sizes, "errors": message.errors, "values": message.values}
+            connection.answer(header, message.data)
         self.settle()
 
     def died(self) -> list[str]:
@@ -227,6 +238,7 @@ class Cells:
             work.flush.cancel()
         if work.final is not None:
             os.close(work.final[1])
+        self._kernel.parcels.clear_left()
         self._kernel.pipes.unwatch()
 
     # Output
@@ -267,7 +279,12 @@ class Cells:
         elif kind == "picture":
             self._picture(body)
             connection.answer({})
-        elif kind not in ("call", "final"):
+        elif kind == "take":
+            self._take(connection, header)
+        elif kind == "forget":
+            self._kernel.parcels.forget(header)
+            connection.answer({})
+        elif kind not in ("call", "final", "children", "parcel"):
             connection.close()
         elif work is None or not work.cell or not work.running:
             connection.answer({"refused": "no cell is running: calls and answers are taken only while a cell runs"})
@@ -275,6 +292,10 @@ class Cells:
             connection.answer({"refused": INTERRUPTED})
         elif kind == "final":
             self._final(work, connection, header)
+        elif kind == "children":
+            connection.answer({"children": self._kernel.children})
+        elif kind == "parcel":
+            self._parcel(connection, header)
         else:
             self._call(work, connection, header, body)
 
@@ -328,6 +349,20 @@ class Cells:
             os.close(work.final[1])
         work.final = held
         connection.answer({})
+
+    def _parcel(self, connection: AskConnection, header: Header) -> None:
+        fd = connection.descriptor() if self._kernel.children else None
+        parcel = self._kernel.parcels.leave(header, fd)
+        connection.answer({"refused": "the contexts could not be read"} if parcel is None else {"parcel": parcel})
+
+    def _take(self, connection: AskConnection, header: Header) -> None:
+        """Hand over what lies ready for the kernel, also while it loads its context."""
+        found = self._kernel.parcels.take(header)
+        if found is None:
+            connection.answer({"refused": "nothing lies ready there"})
+            return
+        connection.answer(found[1].to_header(), fd=found[0])
+        os.close(found[0])
 
     def hung_up(self, connection: AskConnection) -> None:
         """Take note that nobody waits on a connection any more."""

@@ -1,4 +1,4 @@
-"""What crosses between host and kernel, on the kernel's side: contexts in, values out.
+"""What crosses between host and kernel, or two kernels, on the kernel's side: contexts and pickles in, values out.
 
 A value goes out in one of three forms. `text`: a str, or what a thing of another kind looks like as text. `json`: what JSON
 gives back exactly. `typed`: a header of JSON, and sections of bytes. In the header `shape` says of which type each part of
@@ -33,17 +33,19 @@ class NotLoaded(Exception):
     """A context that cannot be had in this kernel; the text says why."""
 
 
-def load(order: dict[str, Any]) -> Any:
+def load(order: dict[str, Any], path: str | int = "") -> Any:
     """Give the object in the file that the host wrote, if its bytes are exactly those that the host wrote.
 
-    Large arrays are not read but mapped; a page that the code writes to becomes the kernel's own.
+    Or the object that another kernel wrote, in the file of the descriptor `path`, which is closed. Large arrays are not read
+    but mapped; a page that the code writes to becomes the kernel's own.
     """
-    with open(order["path"], "rb") as file:
-        size = file.seek(0, 2)
-        if size != order["size"]:
+    offset, size = order.get("offset", 0), order["size"]
+    with open(path or order["path"], "rb") as file:
+        whole = file.seek(0, 2)
+        if size > whole - offset or (not path and size != whole):
             raise NotLoaded("the context arrived with another size")
         access = mmap.ACCESS_READ if order["form"] == "text" else mmap.ACCESS_COPY
-        data = mmap.mmap(file.fileno(), 0, access=access) if size else b""
+        data = mmap.mmap(file.fileno(), size, access=access, offset=offset) if size else b""
     view = memoryview(data)
     if order["form"] != "text":
         _check(_digest(view), order)
@@ -159,7 +161,16 @@ def encode(value: Any, packages: Collection[str] = PACKAGES) -> tuple[str, str, 
             return "typed", kind, encoder.frame(shape, data)
     except (_Inexact, ValueError, RecursionError):
         pass
-    return "text", kind, _text_of(value).encode("utf-8", "surrogatepass")
+    return "text", kind, text_of(value).encode("utf-8", "surrogatepass")
+
+
+def for_sibling(value: Any) -> tuple[str, str, list[Any]]:
+    """Give form, type name and bytes, in pieces, of a value for another kernel; what cannot be pickled goes as text."""
+    try:
+        form, chunks = sys.modules["_rlm_pickles"].pack(value, "answer")
+    except TypeError:
+        return "text", type_name(value), [text_of(value).encode("utf-8", "surrogatepass")]
+    return form, type_name(value), chunks.pieces
 
 
 def type_name(value: Any) -> str:
@@ -168,7 +179,8 @@ def type_name(value: Any) -> str:
     return name.encode("ascii", "backslashreplace").decode()[:200]
 
 
-def _text_of(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """Give what a value looks like as text."""
     return str(value) if isinstance(value, str) or _root(value) in ("pandas", "polars") else repr(value)
 
 
@@ -289,7 +301,7 @@ class _Encoder:
         elif isinstance(value, tuple) and isinstance(getattr(kind, "_fields", None), tuple):
             names = list(kind._fields)
         if names is None or not all(type(name) is str and hasattr(value, name) for name in names):
-            return ["text", type_name(value)], _text_of(value).encode("utf-8", "backslashreplace").decode()
+            return ["text", type_name(value)], text_of(value).encode("utf-8", "backslashreplace").decode()
         shapes, data = self._items([getattr(value, name) for name in names])
         return ["record", type_name(value), names, shapes], data
 

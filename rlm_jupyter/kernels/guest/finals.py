@@ -25,6 +25,7 @@ class Finals:
     """The answers of one kernel."""
 
     def __init__(self, folder: str, cap: int) -> None:
+        self.of_child = False
         self._folder = folder
         self._cap = cap
         self._count = 0
@@ -36,27 +37,27 @@ class Finals:
             return None
         self._count += 1
         values = {key: header.get(key) for key in ("name", "type_name", "form", "size", "digest")}
+        if self.of_child:
+            values["preview"] = header.get("preview")
         with contextlib.suppress(wire.WireError, OSError):
             info = wire.read_final({"number": self._count, **values})
             status = os.fstat(fd)
-            if stat.S_ISREG(status.st_mode) and status.st_size == info.size <= self._cap and self._is_at_hand(fd, status):
+            mine = info.form in (("text", "pickle") if self.of_child else ("text", "json", "typed"))
+            good = mine and stat.S_ISREG(status.st_mode) and status.st_size == info.size <= self._cap
+            if good and is_at_hand(fd, status, self._folder):
                 return info, fd
         os.close(fd)
         return None
-
-    def _is_at_hand(self, fd: int, status: os.stat_result) -> bool:
-        """Tell whether a file is sealed memory, or on the disk of the kernel's folder: not one that its maker can stall."""
-        with contextlib.suppress(OSError, AttributeError):
-            seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
-            if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & seals == seals:
-                return True
-        return status.st_dev == os.stat(self._folder).st_dev
 
     def keep(self, held: Held) -> None:
         """Keep an answer that counts, and let go of the oldest above `KEPT`."""
         self._kept[held[0].number] = held
         while len(self._kept) > KEPT:
             os.close(self._kept.pop(min(self._kept))[1])
+
+    def give_away(self, number: int) -> Held | None:
+        """Give an answer up, to whoever gets its descriptor."""
+        return self._kept.pop(number, None)
 
     def piece(self, number: int, offset: int) -> bytes:
         """Give at most VALUE_PIECE bytes of an answer; none where it is not kept."""
@@ -67,3 +68,17 @@ class Finals:
         for _, fd in self._kept.values():
             os.close(fd)
         self._kept.clear()
+
+
+def is_at_hand(fd: int, status: os.stat_result, folder: str, *, for_reading: bool = False) -> bool:
+    """Tell whether a file is sealed memory, or on the disk of the kernel's folder: not one that its maker can stall.
+
+    With `for_reading` that on the disk must be open for reading only.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & seals == seals:
+            return True
+    if for_reading and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
+        return False
+    return status.st_dev == os.stat(folder).st_dev

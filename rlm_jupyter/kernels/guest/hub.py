@@ -73,6 +73,7 @@ class Hub:
         self._memory = Memory(settings.get("box", False))
         self._orders: dict[type[wire.Message], Callable[[Any], None]] = {
             wire.Start: self._start, wire.Context: self._load, wire.Execute: self._execute, wire.Interrupt: self._interrupt,
+            wire.Inherit: self._inherit, wire.Bring: self._bring,
             wire.Reply: self._reply, wire.GetValue: self._value, wire.Close: self._close, wire.Shutdown: self._shutdown,
             wire.FilePart: self._files.add, wire.Discard: self._files.discard, wire.Alive: lambda order: None,
         }  # fmt: skip
@@ -230,7 +231,7 @@ class Hub:
         elif not kernel.ready and kernel.how == "spare":
             kernel.how = "forked"
         self._kernels[order.kernel] = kernel
-        kernel.give(order.kernel)
+        kernel.give(order)
         if kernel.ready:
             self._started(kernel)
 
@@ -246,6 +247,22 @@ class Hub:
                 with contextlib.suppress(OSError):  # where there is none the kernel says so
                     users.give(path, kernel.user)
             kernel.cells.load(order, path)
+
+    def _inherit(self, order: wire.Inherit) -> None:
+        kernel = self._kernels.get(order.kernel)
+        if kernel is None or kernel.cells.busy or not kernel.ready:
+            self.send(wire.Loaded(order.kernel, order.load, "the kernel is not there, or busy"))
+            return
+        parent = self._kernels.get(kernel.parent)
+        found = parent.parcels.piece(order.parcel, order.place) if parent is not None else None
+        if found is None:
+            self.send(wire.Loaded(order.kernel, order.load, "its parent has not left it, or is gone"))
+        else:
+            kernel.cells.inherit(order, *found)
+
+    def _bring(self, order: wire.Bring) -> None:
+        if kernel := self._kernels.get(order.kernel):
+            kernel.bring(order, self._kernels.get(kernel.parent))
 
     def _execute(self, order: wire.Execute) -> None:
         kernel = self._kernels.get(order.kernel)

@@ -22,6 +22,7 @@ from .frames import Header
 from .launch import Forker, Place, start_cold
 from .loop import Loop
 from .output import HALF
+from .parcels import Parcels, Piece
 from .pipes import OutputPipes
 from .shell import ShellChannel
 from .sources import sources
@@ -48,11 +49,11 @@ class Hub(Protocol):
 
 
 class GuestKernel:
-    """A kernel. `number` is the host's name for it, 0 while it is a spare."""
+    """A kernel. `number` is the host's name for it, 0 while it is a spare; `parent` its parent's, 0 where it has none."""
 
     def __init__(self, hub: Hub, slot: int, run: str, how: str) -> None:
         self.hub, self.slot, self.how = hub, slot, how
-        self.number = 0
+        self.number = self.parent = self.children = 0
         self.pid = 0
         self.python = ""
         self.ready = self.closing = self.dead = False
@@ -73,6 +74,7 @@ class GuestKernel:
         if self.user is not None:
             os.chmod(path, 0o666)  # its token is what opens it
         self.finals = Finals(self.place.path("final"), caps["value"])
+        self.parcels = Parcels(self.place.path("final"), caps["context"])
         packages = hub.settings.get("packages", [])
         self._settings = {
             **caps,
@@ -142,11 +144,12 @@ class GuestKernel:
 
     # The host's orders
 
-    def give(self, number: int) -> None:
+    def give(self, order: wire.Start) -> None:
         """Make a spare the host's kernel."""
-        self.number = number
+        self.number, self.parent, self.children = order.kernel, order.parent, order.children
+        self.finals.of_child = order.parent > 0
         if self.hub.desk is not None:
-            self.hub.desk.admit(number, self._asks_with)
+            self.hub.desk.admit(self.number, self._asks_with)
 
     def open_calls(self, cell: int) -> None:
         """Have the broker take calls for a cell that is about to begin."""
@@ -190,6 +193,17 @@ class GuestKernel:
             self.cells.interrupt()
         else:
             self.kill("killed while it started")
+
+    def bring(self, order: wire.Bring, parent: GuestKernel | None) -> None:
+        """Lay an answer ready for the parent; where either is gone, nothing lies there, and the parent is told so."""
+        held = self.finals.give_away(order.number)
+        if held is None:
+            return
+        info, fd = held
+        if parent is None or parent.dead:
+            os.close(fd)
+        else:
+            parent.parcels.put((order.call, order.place), (fd, Piece(info.form, 0, info.size, info.digest)))
 
     def value(self, number: int, offset: int) -> None:
         self.hub.send(wire.ValuePart(self.number, number, offset, self.finals.piece(number, offset)))
@@ -265,6 +279,8 @@ class GuestKernel:
             self._shell.close()
         self.pipes.close()
         self.finals.close()
+        self.parcels.clear_left()
+        self.parcels.clear_shelf()
         self.place.close_doors()
         try:
             threading.Thread(target=shutil.rmtree, args=(self.place.folder, True), daemon=True).start()

@@ -1,12 +1,12 @@
-"""What the code of the LM finds in its kernel: context, llm_query, llm_query_batched, FINAL_VAR, SHOW_VARS.
+"""What the code of the LM finds in its kernel: context, llm_query, rlm_query, both of them batched, FINAL_VAR, SHOW_VARS.
 
 It speaks to the supervisor over a unix socket, one connection per process and thread: a token first, then requests, each with
 one answer. What a cell displays goes the same way; what it writes to file descriptors 1 and 2 goes through pipes, and Python's
 `sys.stdout` and `sys.stderr` are put directly on them, so that prints and subprocesses keep their order and nothing is dropped.
 
-Standard library only (beside the kernel's own IPython), and no import of our other modules: the source of this one and of
-`crossing` is executed in every kernel, also of another interpreter. Code in the kernel can change all of this; it only
-deceives itself.
+Standard library only (beside the kernel's own IPython), and no import of our other modules: the sources of this one,
+`crossing`, `pickles` and `describing` are executed in every kernel, also of another interpreter. Code in the kernel can
+change all of this; it only deceives itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ import functools
 import hashlib
 import io
 import json
+import mmap
 import os
+import reprlib
 import secrets
 import signal
 import socket
@@ -34,12 +36,16 @@ from typing import Any, NoReturn
 MODULE = "_rlm_repl"
 """The name in `sys.modules` under which the supervisor finds this module again."""
 CROSSING = "_rlm_crossing"
+PICKLES = "_rlm_pickles"
+DESCRIBING = "_rlm_describing"
 
 FRAME_CAP = 16 * 1024 * 1024
 _IN_MEMORY = 32 * 1024 * 1024
 """Bytes of an answer that is handed over in memory; a larger one goes by a file on disk."""
 _BESIDE = 1024 * 1024
 """Bytes from which it pays to hash beside the writing."""
+_TOLD = 16 * 1024
+"""Characters that the host is told of what a child is given, or answers."""
 _ERROR_HALF = 16 * 1024
 _ERROR_LINES = 100
 _FRAME = struct.Struct(">IB")
@@ -80,13 +86,29 @@ class Channel:
         try:
             connection = self._connection()
             _send(connection, header, body, fd)
-            return _receive(connection)
+            return _receive(connection)[:2]
         except OSError as error:
             self.drop()
             raise LMError(f"the connection to the host is gone ({error})") from None
         except BaseException:
             self.drop()
             raise
+
+    def take(self, header: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        """Send one request whose answer brings a descriptor, or says why not."""
+        try:
+            connection = self._connection()
+            _send(connection, header, b"")
+            answer, _, fd = _receive(connection)
+        except OSError as error:
+            self.drop()
+            raise LMError(f"the connection to the host is gone ({error})") from None
+        except BaseException:
+            self.drop()
+            raise
+        if fd is None:
+            raise LMError(answer.get("refused", "nothing was handed over"))
+        return answer, fd
 
     def drop(self) -> None:
         """Close this thread's connection; the next request opens another."""
@@ -203,14 +225,19 @@ def _send(connection: socket.socket, header: dict[str, Any], body: bytes, fd: in
         connection.sendall(frame)
 
 
-def _receive(connection: socket.socket) -> tuple[dict[str, Any], bytes]:
+def _receive(connection: socket.socket) -> tuple[dict[str, Any], bytes, int | None]:
+    """Read one message, and the descriptor that came with its first byte."""
     message = bytearray()
-    more = 1
-    while more:
-        size, more = _FRAME.unpack(_read(connection, _FRAME.size))
+    first, fds, _, _ = socket.recv_fds(connection, 1, 1)
+    head = first + _read(connection, _FRAME.size - len(first)) if first else _read(connection, _FRAME.size)
+    while True:
+        size, more = _FRAME.unpack(head)
         message += _read(connection, size)
+        if not more:
+            break
+        head = _read(connection, _FRAME.size)
     (size,) = _LENGTH.unpack_from(message)
-    return json.loads(message[4 : 4 + size].decode("ascii")), bytes(message[4 + size :])
+    return json.loads(message[4 : 4 + size].decode("ascii")), bytes(message[4 + size :]), fds[0] if fds else None
 
 
 def _read(connection: socket.socket, size: int) -> bytearray:
@@ -234,7 +261,7 @@ class Repl:
         The kernel's InteractiveShell.
     settings
         `address`, `token`, `enqueue` (where there is a broker: its `port` and another `token`), `finals` (a folder),
-        `packages` (that the host has), and the caps `prompt`, `batch`, `message`, `value`, `output`.
+        `packages` (that the host has), and the caps `prompt`, `batch`, `children`, `context`, `message`, `value`, `output`.
     """
 
     def __init__(self, ip: Any, settings: dict[str, Any]) -> None:
@@ -245,11 +272,14 @@ class Repl:
         self.names: dict[str, Any] = {
             "llm_query": self.llm_query,
             "llm_query_batched": self.llm_query_batched,
+            "rlm_query": self.rlm_query,
+            "rlm_query_batched": self.rlm_query_batched,
             "FINAL_VAR": self.FINAL_VAR,
             "SHOW_VARS": self.SHOW_VARS,
             "LMError": LMError,
         }
         self.contexts: dict[str, Any] = {}
+        self._is_child = False
         self._folder = os.getcwd()
         self._transformer = _NameArguments()
         self._streams: list[Any] = []
@@ -327,6 +357,17 @@ class Repl:
         self.contexts[order["name"]] = value
         self.put_back()
 
+    def inherit(self) -> None:
+        """Set `context` to what this kernel's parent has left for it: then it is a child, and its answer goes to the parent."""
+        self._is_child = True
+        self.contexts["context"] = self._taken("", 0)
+        self.put_back()
+
+    def _taken(self, call: str, place: int) -> Any:
+        """Give the value that lies ready for this kernel at the supervisor."""
+        piece, fd = self.channel.take({"kind": "take", "call": call, "place": place})
+        return sys.modules[CROSSING].load(piece, fd)
+
     def show(self, kind: str, content: dict[str, Any]) -> None:
         """Hand on what a cell displays, as text, and wait until all output before it has been read."""
         if kind in ("execute_result", "display_data"):
@@ -389,16 +430,104 @@ class Repl:
         if not prompts:
             return []
         outcomes = self._ask(prompts, model, batch=True)
-        failures = [place for place, (_, failed) in enumerate(outcomes) if failed]
-        if failures:
-            places = ", ".join(map(str, failures[:20])) + (", ..." if len(failures) > 20 else "")
-            reason = outcomes[failures[0]][0]
-            print(
-                f"Warning: {len(failures)} of {len(prompts)} calls failed, at [{places}]; the first: {reason}", file=sys.stderr
-            )
+        _warn_of_failures(outcomes)
         return [FailedReply(text) if failed else text for text, failed in outcomes]
 
+    def rlm_query(self, prompt: str, context: Any = None, model: str | None = None) -> Any:
+        """Ask a child RLM, which writes code in turns of its own, in a kernel of its own; give its answer, with its type.
+
+        `context` is what it finds as its own `context`: any value that can be copied to another kernel. Without it the prompt
+        itself is. Where no deeper RLM is allowed this is an `llm_query` of the prompt, with the context below it as text.
+
+        Raises
+        ------
+        LMError
+            When there is no answer; the text says why.
+        TypeError
+            When the context cannot be copied; the text names the part.
+        """
+        __tracebackhide__ = True
+        answer, failed = self._children([prompt], [context], model, batch=False)[0]
+        if failed:
+            raise LMError(answer)
+        return answer
+
+    def rlm_query_batched(self, prompts: list[str], contexts: list[Any] | None = None, model: str | None = None) -> list[Any]:
+        """Ask many child RLMs at once; the answers come in the order of the prompts. `contexts`: one for each, or None.
+
+        The place of a failed one holds a `FailedReply`, a str that starts with `Error: ` and has the reason as `.error`.
+        """
+        __tracebackhide__ = True
+        if isinstance(prompts, str):
+            raise TypeError("rlm_query_batched takes a list of prompts; for one prompt there is rlm_query")
+        if isinstance(contexts, (str, bytes, dict)):
+            raise TypeError(f"contexts must be a list with one for each prompt, not a {type(contexts).__name__}")
+        prompts = list(prompts)
+        given = [None] * len(prompts) if contexts is None else list(contexts)
+        if len(given) != len(prompts):
+            raise ValueError(f"{len(given):,} contexts for {len(prompts):,} prompts")
+        outcomes = self._children(prompts, given, model, batch=True) if prompts else []
+        _warn_of_failures(outcomes)
+        return [FailedReply(answer) if failed else answer for answer, failed in outcomes]
+
+    def _children(self, prompts: list[str], contexts: list[Any], model: str | None, *, batch: bool) -> list[tuple[Any, bool]]:
+        __tracebackhide__ = True
+        allowed, _ = self.channel.ask({"kind": "children"})
+        if "refused" in allowed:
+            raise LMError(allowed["refused"])
+        if not allowed["children"]:
+            below = [_with_text(prompt, context) for prompt, context in zip(prompts, contexts, strict=True)]
+            return list(self._ask(below, model, batch=batch))
+        if len(prompts) > self.caps["children"]:
+            raise ValueError(f"a batch of {len(prompts):,} children; at most {self.caps['children']:,}")
+        datas = self._checked(prompts, model, batch=batch)
+        parcel, told = self._leave(prompts, contexts)
+        call = secrets.token_hex(16)
+        request = {"kind": "call", "call": call, "batch": batch, "model": model, "child": True, "parcel": parcel}
+        request |= {"sizes": [len(data) for data in datas], "told": [len(text) for text in told]}
+        outcomes, values = self._send_call(request, b"".join([*datas, *told]))
+        self.channel.ask({"kind": "forget", "parcel": parcel})
+        for place in values:
+            try:
+                outcomes[place] = self._taken(call, place), False
+            except Exception as error:  # a value's own code may raise anything
+                outcomes[place] = f"the child's answer could not be read here ({type(error).__name__}: {error})"[:2000], True
+        return outcomes
+
+    def _leave(self, prompts: list[str], contexts: list[Any]) -> tuple[int, list[bytes]]:
+        """Leave the contexts of children at the supervisor; the number of the parcel, and what the host is told of each."""
+        describing = sys.modules[DESCRIBING]
+        pieces, chunks, told, end = [], [], [], 0
+        for place, (prompt, context) in enumerate(zip(prompts, contexts, strict=True)):
+            value = prompt if context is None else context
+            form, written = sys.modules[PICKLES].pack(value, f"contexts[{place}]" if len(prompts) > 1 else "context")
+            gap = bytes(-end % mmap.ALLOCATIONGRANULARITY)
+            digest = _digest_of(written.pieces)
+            pieces.append({"form": form, "offset": end + len(gap), "size": written.size, "digest": digest})
+            chunks += [gap, *written.pieces]
+            end += len(gap) + written.size
+            if end > self.caps["context"]:
+                raise ValueError(f"contexts of more than {self.caps['context']:,} bytes: give less of them")
+            about = {"own": context is not None, "type": describing.type_name(value), "size": describing.size(value)[0]}
+            about |= {"text": _shortened(describing.describe(value))}
+            told.append(json.dumps(about).encode("ascii"))
+        fd = _unnamed(chunks, end, self.caps["finals"])
+        try:
+            answer, _ = self.channel.ask({"kind": "parcel", "pieces": pieces}, fd=fd)
+        finally:
+            os.close(fd)
+        if "refused" in answer:
+            raise LMError(answer["refused"])
+        return answer["parcel"], told
+
     def _ask(self, prompts: list[str], model: str | None, *, batch: bool) -> list[tuple[str, bool]]:
+        __tracebackhide__ = True
+        datas = self._checked(prompts, model, batch=batch)
+        request = {"kind": "call", "call": secrets.token_hex(16), "batch": batch, "model": model}
+        return self._send_call({**request, "sizes": [len(data) for data in datas]}, b"".join(datas))[0]
+
+    def _checked(self, prompts: list[str], model: str | None, *, batch: bool) -> list[bytes]:
+        """Give the bytes of prompts that can be asked."""
         __tracebackhide__ = True
         if model is not None and not isinstance(model, str):
             raise TypeError(f"model must be a model's name (a str), not {type(model).__name__}")
@@ -412,18 +541,23 @@ class Repl:
             datas.append(prompt.encode("utf-8", "surrogatepass"))
             if len(datas[-1]) > self.caps["prompt"]:
                 raise ValueError(f"{which} has {len(datas[-1]):,} bytes; at most {self.caps['prompt']:,}")
-        sizes = [len(data) for data in datas]
-        if sum(sizes) > self.caps["message"]:
-            raise ValueError(f"a batch of {sum(sizes):,} bytes; at most {self.caps['message']:,}: use several batches")
-        request = {"kind": "call", "call": secrets.token_hex(16), "batch": batch, "model": model, "sizes": sizes}
-        answer, body = self.asks.ask(request, b"".join(datas))
+        whole = sum(map(len, datas))
+        if whole > self.caps["message"]:
+            raise ValueError(f"a batch of {whole:,} bytes; at most {self.caps['message']:,}: use several batches")
+        return datas
+
+    def _send_call(self, request: dict[str, Any], data: bytes) -> tuple[list[tuple[Any, bool]], list[int]]:
+        """Make a call and wait; its outcomes, and the places where a value of a child is to be fetched."""
+        __tracebackhide__ = True
+        answer, body = self.asks.ask(request, data)
         if "refused" in answer:
             raise LMError(answer["refused"])
-        outcomes, at, errors = [], 0, set(answer["errors"])
+        outcomes: list[tuple[Any, bool]] = []
+        at, errors = 0, set(answer["errors"])
         for place, size in enumerate(answer["sizes"]):
             outcomes.append((body[at : at + size].decode("utf-8", "surrogatepass"), place in errors))
             at += size
-        return outcomes
+        return outcomes, list(answer.get("values", ()))
 
     def FINAL_VAR(self, var: Any, *, _named: bool = False) -> None:
         """Give the answer: `FINAL_VAR("name")` for a variable's name, `FINAL_VAR(expression)` for a value.
@@ -439,19 +573,24 @@ class Repl:
                 "this answer holds the place of a failed call (a FailedReply, its text starts with 'Error: '). "
                 "Ask again for the failed items or leave them out, then call FINAL_VAR."
             )
-        form, type_name, data = sys.modules[CROSSING].encode(var, self.caps["packages"])
-        if len(data) > self.caps["value"]:
-            raise ValueError(f"an answer of {len(data):,} bytes; at most {self.caps['value']:,}: give a smaller one")
-        digest = _Digest(data)
+        header: dict[str, Any] = {"kind": "final", "name": name[:1000], "preview": ""}
+        if self._is_child:
+            header["preview"] = _shortened(_look(var))
+            form, type_name, pieces = sys.modules[CROSSING].for_sibling(var)
+        else:
+            form, type_name, data = sys.modules[CROSSING].encode(var, self.caps["packages"])
+            pieces = [data]
+        size = sum(map(len, pieces))
+        if size > self.caps["value"]:
+            raise ValueError(f"an answer of {size:,} bytes; at most {self.caps['value']:,}: give a smaller one")
+        digest = _Digest(pieces, size)
         try:
-            fd = _unnamed(data, self.caps["finals"])
+            fd = _unnamed(pieces, size, self.caps["finals"])
         finally:
             hexdigest = digest.result()
         try:
-            answer, _ = self.channel.ask(
-                {"kind": "final", "name": name[:1000], "type_name": type_name, "form": form, "size": len(data),
-                 "digest": hexdigest}, fd=fd
-            )  # fmt: skip
+            header |= {"type_name": type_name, "form": form, "size": size, "digest": hexdigest}
+            answer, _ = self.channel.ask(header, fd=fd)
         finally:
             os.close(fd)
         if "refused" in answer:
@@ -479,16 +618,16 @@ class Repl:
 class _Digest:
     """The SHA-256 of something, made beside other work where it is large."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, pieces: list[Any], size: int) -> None:
         self._found: list[str] = []
-        self._thread = threading.Thread(target=self._make, args=(data,)) if len(data) > _BESIDE else None
+        self._thread = threading.Thread(target=self._make, args=(pieces,)) if size > _BESIDE else None
         if self._thread is None:
-            self._make(data)
+            self._make(pieces)
         else:
             self._thread.start()
 
-    def _make(self, data: bytes) -> None:
-        self._found.append(hashlib.sha256(data).hexdigest())
+    def _make(self, pieces: list[Any]) -> None:
+        self._found.append(_digest_of(pieces))
 
     def result(self) -> str:
         if self._thread is not None:
@@ -496,10 +635,20 @@ class _Digest:
         return self._found[0]
 
 
-def _unnamed(data: bytes, folder: str) -> int:
-    """Give a descriptor of a file without a name that holds `data`: in memory, and sealed, where it is not too large."""
-    fd = -1
-    if len(data) <= _IN_MEMORY and hasattr(os, "memfd_create"):
+def _digest_of(pieces: list[Any]) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _unnamed(pieces: list[Any], size: int, folder: str) -> int:
+    """Give a descriptor of a file without a name that holds `pieces`: in memory, and sealed, where they are not too large.
+
+    Else it is one on disk, which is open for reading only.
+    """
+    fd = reading = -1
+    if size <= _IN_MEMORY and hasattr(os, "memfd_create"):
         with contextlib.suppress(OSError):
             fd = os.memfd_create("final", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     sealed = fd >= 0
@@ -507,16 +656,55 @@ def _unnamed(data: bytes, folder: str) -> int:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         path = os.path.join(folder, secrets.token_hex(16))
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        reading = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         os.unlink(path)
     try:
         with open(fd, "wb", closefd=False) as file:
-            file.write(data)
+            file.writelines(pieces)
         if sealed:
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
     except BaseException:
         os.close(fd)
+        if reading >= 0:
+            os.close(reading)
         raise
-    return fd
+    if sealed:
+        return fd
+    os.close(fd)
+    return reading
+
+
+def _warn_of_failures(outcomes: list[tuple[Any, bool]]) -> None:
+    failures = [place for place, (_, failed) in enumerate(outcomes) if failed]
+    if failures:
+        places = ", ".join(map(str, failures[:20])) + (", ..." if len(failures) > 20 else "")
+        reason = outcomes[failures[0]][0]
+        print(f"Warning: {len(failures)} of {len(outcomes)} calls failed, at [{places}]; the first: {reason}", file=sys.stderr)
+
+
+def _with_text(prompt: str, context: Any) -> str:
+    """Give what an LM reads in place of a child: the prompt, and the context as text."""
+    if context is None or not isinstance(prompt, str):
+        return prompt
+    text = context if isinstance(context, str) else sys.modules[CROSSING].text_of(context)
+    return f"{prompt}\n\nContext:\n{text}"
+
+
+def _look(value: Any) -> str:
+    """Give the beginning of a value as text, without building the whole of it."""
+    if isinstance(value, str):
+        return value
+    short = reprlib.Repr()
+    short.maxlist = short.maxtuple = short.maxdict = short.maxset = short.maxfrozenset = 100
+    short.maxstring = short.maxother = short.maxlong = 2000
+    try:
+        return short.repr(value) if isinstance(value, (list, tuple, dict, set, frozenset)) else repr(value)
+    except Exception as error:  # an object's own __repr__ may raise anything
+        return f"{type(value).__name__} (its repr fails: {type(error).__name__})"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _TOLD else f"{text[:_TOLD]}\n[... {len(text) - _TOLD:,} characters left out ...]"
 
 
 class _NameArguments(ast.NodeTransformer):

@@ -5,7 +5,12 @@ from __future__ import annotations
 import importlib.abc
 import importlib.util
 
-MODULES = (("_rlm_crossing", "crossing"), ("_rlm_repl", "repl"))
+MODULES = (
+    ("_rlm_describing", "describing"),
+    ("_rlm_pickles", "pickles"),
+    ("_rlm_crossing", "crossing"),
+    ("_rlm_repl", "repl"),
+)
 """Names in the kernel's `sys.modules`, and modules beside this one; the later ones use the earlier."""
 
 

@@ -4,7 +4,9 @@ Each is a frozen dataclass whose fields are exactly the keys of the header; `dat
 `decode` refuses what is not exactly one of them: unknown kinds, missing or further keys, other types, numbers below zero.
 The supervisor's messages are numbered (`n` in the header), and every message that is about a kernel names it.
 
-Host to supervisor: Start Context FilePart Discard Execute Interrupt Reply GetValue Close Shutdown Alive.
+A field with a default may be left out of the header, and stands there only where it says something else.
+
+Host to supervisor: Start Context Inherit FilePart Discard Execute Interrupt Reply GetValue Bring Close Shutdown Alive.
 Supervisor to host: Ready Started StartFailed Loaded Output Picture Call Dropped Done ValuePart Died Closed Heartbeat.
 """
 
@@ -24,7 +26,8 @@ PICTURE_CAP = 8 * 1024 * 1024
 PICTURES_OF_A_CELL = 20
 TEXT_CAP = 64 * 1024
 STREAMS = ("stdout", "stderr", "result", "display", "error")
-FORMS = ("text", "json", "typed")
+FORMS = ("text", "json", "typed", "pickle")
+"""Of a final value. `pickle` is for a sibling kernel only, and never for the host."""
 STATUSES = ("ok", "error", "interrupted")
 
 FILE = re.compile(r"[a-z0-9-]{1,60}")
@@ -47,7 +50,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class FinalInfo:
-    """What FINAL_VAR handed over: `name` is '' when it was given by value; `form` is one of FORMS."""
+    """What FINAL_VAR handed over: `name` is '' when it was given by value; `form` is one of FORMS.
+
+    `preview` is the beginning of a child's answer as text: the host fetches none of its bytes, its parent does.
+    """
 
     number: int
     name: str
@@ -55,14 +61,21 @@ class FinalInfo:
     form: str
     size: int
     digest: str
+    preview: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Start(Message):
-    """Start a kernel; Started or StartFailed follows."""
+    """Start a kernel; Started or StartFailed follows.
+
+    `parent` is the kernel whose child it is, or 0; `children` how many children may work at once in all, 0 where this kernel
+    may have none.
+    """
 
     kind = "start"
     kernel: int
+    parent: int = 0
+    children: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +90,17 @@ class Context(Message):
     form: str
     size: int
     digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inherit(Message):
+    """Set the global `context` of a child from the piece `place` of a parcel that its parent left; Loaded follows."""
+
+    kind = "inherit"
+    kernel: int
+    load: int
+    parcel: int
+    place: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +141,10 @@ class Interrupt(Message):
 
 @dataclass(frozen=True, slots=True)
 class Reply(Message):
-    """Answer a call. `data` holds the texts one after another; `errors` are the places where the text is an error."""
+    """Answer a call. `data` holds the texts one after another; `errors` are the places where the text is an error.
+
+    `values` are the places where the answer is a value of a child, which the kernel fetches from the supervisor.
+    """
 
     kind = "reply"
     kernel: int
@@ -125,6 +152,7 @@ class Reply(Message):
     sizes: tuple[int, ...]
     errors: tuple[int, ...]
     data: bytes
+    values: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +163,17 @@ class GetValue(Message):
     kernel: int
     number: int
     offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bring(Message):
+    """Hand the final value `number` of a child to its parent, as the answer to item `place` of its `call`."""
+
+    kind = "bring"
+    kernel: int
+    number: int
+    call: str
+    place: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +261,11 @@ class Picture(Message):
 
 @dataclass(frozen=True, slots=True)
 class Call(Message):
-    """Code asks the sub-LM. `data` holds the prompts one after another (UTF-8, lone surrogates passed)."""
+    """Code asks the sub-LM. `data` holds the prompts one after another (UTF-8, lone surrogates passed).
+
+    With `child` it asks a child RLM for each prompt. Their contexts are the pieces of the parcel `parcel`, which it has left
+    at the supervisor before; what each is stands behind the prompts: JSON texts, whose sizes `told` has.
+    """
 
     kind = "call"
     kernel: int
@@ -232,6 +275,9 @@ class Call(Message):
     model: str | None
     sizes: tuple[int, ...]
     data: bytes
+    child: bool = False
+    parcel: int = 0
+    told: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +345,9 @@ class Heartbeat(Message):
 
 Known = Mapping[str, type[Message]]
 
-_TO_SUPERVISOR = (Start, Context, FilePart, Discard, Execute, Interrupt, Reply, GetValue, Close, Shutdown, Alive)
+_TO_SUPERVISOR = (
+    Start, Context, Inherit, FilePart, Discard, Execute, Interrupt, Reply, GetValue, Bring, Close, Shutdown, Alive,
+)  # fmt: skip
 _TO_HOST = (
     Ready, Started, StartFailed, Loaded, Output, Picture, Call, Dropped, Done, ValuePart, Died, Closed, Heartbeat,
 )  # fmt: skip
@@ -313,11 +361,11 @@ def encode(message: Message) -> tuple[Header, bytes]:
     """Give the header and the body of a message."""
     header: Header = {"kind": message.kind}
     body = b""
-    for name, _ in _FIELDS[type(message)]:
+    for name, _, default in _FIELDS[type(message)]:
         value = getattr(message, name)
         if name == "data":
             body = value
-        else:
+        elif value != default:
             header[name] = dataclasses.asdict(value) if isinstance(value, FinalInfo) else value
     return header, body
 
@@ -336,14 +384,14 @@ def decode(header: Header, body: bytes, known: Known) -> Message:
 
 def _read(cls: type, header: Header, body: bytes, extra: int) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for name, read in _FIELDS[cls]:
+    for name, read, default in _FIELDS[cls]:
         if name == "data":
             values[name] = body
             extra -= 1
-            continue
-        if name not in header:
+        elif name in header:
+            values[name] = read(header[name])
+        elif default is dataclasses.MISSING:
             raise WireError(f"{cls.__name__} without {name}")
-        values[name] = read(header[name])
     if len(header) != len(values) + extra:
         raise WireError(f"{cls.__name__} with unknown keys")
     if body and "data" not in values:
@@ -353,10 +401,12 @@ def _read(cls: type, header: Header, body: bytes, extra: int) -> dict[str, Any]:
 
 def _check_meaning(message: Message) -> None:
     """Refuse values that no sender of ours writes."""
-    if isinstance(message, Call | Reply | Dropped) and not _CALL.fullmatch(message.call):
+    if isinstance(message, Call | Reply | Dropped | Bring) and not _CALL.fullmatch(message.call):
         raise WireError("a call id that is not 32 hex digits")
-    if isinstance(message, Call | Reply) and sum(message.sizes) != len(message.data):
+    if isinstance(message, Call | Reply) and sum(message.sizes) + sum(getattr(message, "told", ())) != len(message.data):
         raise WireError("sizes that do not add up to the body")
+    if isinstance(message, Call) and len(message.told) != len(message.sizes) * message.child:
+        raise WireError("contexts that are not one for each child")
     if isinstance(message, Call) and not message.batch and len(message.sizes) != 1:
         raise WireError("a single call with several prompts")
     if isinstance(message, FilePart | Discard) and not FILE.fullmatch(message.path):
@@ -376,9 +426,17 @@ def read_final(value: object) -> FinalInfo:
     if type(value) is not dict:
         raise WireError("a final value that is no object")
     final = FinalInfo(**_read(FinalInfo, value, b"", 0))
-    if final.form not in FORMS or not _DIGEST.fullmatch(final.digest):
+    if final.form not in FORMS:
         raise WireError("a final value of unknown form")
+    read_digest(final.digest)
     return final
+
+
+def read_digest(value: object) -> str:
+    """Read a digest: 64 hex digits."""
+    if type(value) is not str or not _DIGEST.fullmatch(value):
+        raise WireError("a digest that is none")
+    return value
 
 
 def _whole(value: object) -> int:
@@ -424,7 +482,7 @@ _READERS: dict[str, Callable[[object], Any]] = {
     "tuple[int, ...]": _wholes, "tuple[str, ...]": _texts, "FinalInfo | None": _final,
 }  # fmt: skip
 
-_FIELDS: dict[type, tuple[tuple[str, Callable[[object], Any]], ...]] = {
-    cls: tuple((field.name, _READERS[str(field.type)]) for field in dataclasses.fields(cls))
+_FIELDS: dict[type, tuple[tuple[str, Callable[[object], Any], Any], ...]] = {
+    cls: tuple((field.name, _READERS[str(field.type)], field.default) for field in dataclasses.fields(cls))
     for cls in (*_TO_SUPERVISOR, *_TO_HOST, FinalInfo)
 }

@@ -2,6 +2,9 @@
 
 A preview is at most a quarter of what it previews, and short (docs/decisions/006): of a text its first characters, of a table
 its first rows, of a list or dict its first items. A single number or date is told by its type alone.
+
+Standard library only: the host describes contexts with it, and kernels, in which this source is executed, what they give to
+their children.
 """
 
 from __future__ import annotations
