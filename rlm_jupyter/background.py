@@ -25,7 +25,7 @@ RESULT_WITHIN = 60.0
 
 def begin(run: Run, view_name: str, answer_format: str = "text") -> None:
     """Show a run in the cell that runs now, and begin it. When it cannot begin, or at an interrupt, it is stopped."""
-    view, trace, feed = open_view(view_name, beside=True), Trace(), run.feed()
+    view, trace, feed = open_view(view_name, run.stop, beside=True), Trace(), run.feed()
     try:
         view.start(trace)
         arguments = (run, view, trace, feed, answer_format)

@@ -264,7 +264,11 @@ class RLMMagics(Magics):
         action="store_true",
         help="Give the prompt back at once: the cell gives a Run (wait, stop, result, status; await), and --out holds it.",
     )
-    @argument("--view", choices=VIEWS, help="What is shown. Default: auto (html in notebooks, text in terminals).")
+    @argument(
+        "--view",
+        choices=VIEWS,
+        help="What is shown. Default: auto (live in JupyterLab, else html in notebooks, text in terminals).",
+    )
     @argument("--format", choices=FORMATS, help="How an answer that is a text is shown: text, or markdown. Default: text.")
     @argument("--no-trace", action="store_true", help="Write no trace file.")
     @cell_magic("rlm")  # type: ignore[arg-type]  # IPython types these two as taking nothing
@@ -426,7 +430,7 @@ class RLMMagics(Magics):
         from rlm_jupyter.trace import Trace
         from rlm_jupyter.widgets.view import Face, open_view
 
-        view, trace, feed = open_view(view_name), Trace(), run.feed()
+        view, trace, feed = open_view(view_name, on_stop=run.stop), Trace(), run.feed()
         result: RLMResult | None = None
 
         def show(events: Iterable[Event | None]) -> None:

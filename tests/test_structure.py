@@ -211,7 +211,11 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(command, cwd=PACKAGE.parent, check=True, timeout=60, capture_output=True)
     names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
-    held = {f"rlm_jupyter/{path.relative_to(PACKAGE).as_posix()}" for path in PACKAGE.rglob("*.py")}
+    held = {
+        f"rlm_jupyter/{path.relative_to(PACKAGE).as_posix()}"
+        for path in PACKAGE.rglob("*.*")
+        if path.suffix in (".py", ".js", ".css")
+    }
     assert {name for name in names if ".dist-info/" not in name} == held | {"rlm_jupyter/py.typed"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

@@ -81,6 +81,11 @@ def pieces(iteration: Iteration) -> list[Piece]:
     return [piece for piece in found if piece.text.strip()]
 
 
+def code_of(reply: str) -> list[str]:
+    """Give the code in a reply that is in fences of the kind that run."""
+    return [text for info, text in _blocks(reply) if info is not None and info.split(" ")[0] in _CODE]
+
+
 def teaser(iteration: Iteration, cap: int = 110) -> str:
     """Give one line that tells an iteration from the others: the first line of its prose, else of its code."""
     for piece in pieces(iteration):

@@ -1,18 +1,20 @@
 """What a view is, and which one is chosen where.
 
-`auto` is HTML in a notebook's kernel and text everywhere else. A view is told each event after it was folded into the trace,
-from the thread that waits for the run; it draws, and decides nothing.
+`auto` is text outside of a notebook's kernel; in one it is `live` where JupyterLab or Notebook 7 sent the cell and HTML where
+another front end did. A view is told each event after it was folded into the trace, from the thread that waits for the run;
+it draws, and decides nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from rlm_jupyter.events import Event
 from rlm_jupyter.trace import Trace
 
-VIEWS = ("auto", "html", "text", "none")
+VIEWS = ("auto", "live", "html", "text", "none")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,21 +52,29 @@ class NoView:
 
 
 def choose_view(name: str = "auto") -> str:
-    """Give html, text or none for `name`; a ValueError names the choices."""
+    """Give live, html, text or none for `name`; a ValueError names the choices."""
     if name not in VIEWS:
         raise ValueError(f"--view {name}: no such view; choose one of {', '.join(VIEWS)}")
     if name != "auto":
         return name
-    return "html" if _in_notebook() else "text"
+    if not _in_notebook():
+        return "text"
+    from rlm_jupyter.widgets.channel import in_lab
+
+    return "live" if in_lab() else "html"
 
 
-def open_view(name: str = "auto", *, beside: bool = False) -> View:
+def open_view(name: str = "auto", on_stop: Callable[[], None] | None = None, *, beside: bool = False) -> View:
     """Make the view that `name` asks for; what draws it is imported only now.
 
-    `beside`: of a run in the background. Its cell ends after `start`, so the view may only update what it has displayed then;
+    `on_stop`: what a Stop button in it does, from any thread. `beside`: of a run in the background. Its cell ends after `start`, so the view may only update what it has displayed then;
     a transcript would be written into what the user types next, so there is none.
     """
     match choose_view(name):
+        case "live":
+            from rlm_jupyter.widgets.inline import LiveView
+
+            return LiveView(on_stop, beside=beside)
         case "html":
             from rlm_jupyter.widgets.html import HtmlView
 
