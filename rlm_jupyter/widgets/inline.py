@@ -77,30 +77,36 @@ class LiveView:
     def __init__(self, on_stop: Callable[[], None] | None = None, publish: Publish = _display, *, beside: bool = False) -> None:
         self._slots = Slots(publish)
         self._plain = HtmlView(self._slots.publish, beside=beside)
+        self._trace = Trace()
         self._on_stop = on_stop
         self._widget: LiveWidget | None = None
         self._shown = self._finished = False
 
     def start(self, trace: Trace) -> None:
         """Begin to show `trace`; it is empty, or a run under way."""
+        self._trace = trace
         self._plain.start(trace)
-        from rlm_jupyter.widgets.live import LiveWidget  # takes its time; what is there already is seen meanwhile
-
-        self._widget = LiveWidget(self._on_stop)
-        self._widget.start(trace)
 
     def update(self, event: Event | None) -> None:
         """Show `event`, which is in the trace already; None is a tick of the clock."""
-        if self._finished or self._widget is None:
+        if self._finished:
             return
-        self._widget.update(event)
+        widget = self._widget or self._open()
+        widget.update(event)
         if self._shown:
             return
-        if self._widget.answered:
+        if widget.answered:
             self._shown = True
-            self._slots.cover(_bundle(self._widget))
+            self._slots.cover(_bundle(widget))
         else:
             self._plain.update(event)
+
+    def _open(self) -> LiveWidget:
+        from rlm_jupyter.widgets.live import LiveWidget  # takes its time; the plain view is seen meanwhile
+
+        self._widget = LiveWidget(self._on_stop)
+        self._widget.start(self._trace)
+        return self._widget
 
     def finish(self, face: Face | None = None) -> None:
         """Put the static result in the place of the widget."""

@@ -1,4 +1,4 @@
-"""The magic itself in a real JupyterLab: seen live, stopped by the notebook's own button, saved without a widget."""
+"""The magic itself in a real JupyterLab: seen live in a widget, stopped by its button or the notebook's, saved without it."""
 
 from __future__ import annotations
 
@@ -34,19 +34,46 @@ def test_a_run_is_seen_live_and_saved_as_static_html(lab: Lab, browser: Browser)
     ]
     with ScriptedServer(models={"root": turns}) as server:
         opened = start(lab, browser, "magic-live.ipynb", server)
-        page = opened.page
-        page.get_by_text("Thinking about it").first.wait_for()
-        page.get_by_text("iteration 3 of 30").first.wait_for()
-        page.get_by_text("looked at").first.wait_for(state="attached")
+        live = opened.page.locator(".rlm-live")
+        live.get_by_text("Thinking about it").first.wait_for()
+        live.get_by_text("iteration 3 of 30").wait_for()
+        live.get_by_role("treeitem", name="Iteration 1").click()
+        live.get_by_text("looked at ['alpha', 'beta']").wait_for()
+        live.get_by_role("searchbox").fill("Thinking about it")
+        live.get_by_text("1 found").wait_for()
+        live.get_by_role("searchbox").press("Escape")
+        live.get_by_role("treeitem", name="Iteration 3").press("ArrowUp")
         server.release()
-        page.get_by_text("Answered").first.wait_for()
+        opened.page.get_by_text("Answered").first.wait_for()
         assert opened.ended() == "ok"
-        outputs = opened.save().cells[1].outputs
+        assert live.count() == 0
+        book = opened.save()
+    outputs = book.cells[1].outputs
     text = json.dumps(outputs)
     assert [sorted(output["data"]) for output in outputs] == [["text/html", "text/plain"]] * 2
     assert "alpha" in text
-    assert "widget-view" not in text
+    assert "widget" not in json.dumps(book)
+    for trusted in (True, False):
+        name = f"magic-live-{trusted}.ipynb"
+        lab.save(name, book.cells, trusted=trusted)
+        reopened = lab.open(browser, name).page
+        reopened.get_by_text("Answered").first.wait_for()
+        assert reopened.get_by_text("Error displaying widget").count() == 0
     assert browser.foreign() == []
+
+
+def test_the_views_own_stop_button_stops_a_cell_that_blocks(lab: Lab, browser: Browser) -> None:
+    with ScriptedServer(models={"root": [code("print('before')"), code("while True: pass")]}) as server:
+        opened = start(lab, browser, "magic-own-stop.ipynb", server)
+        live = opened.page.locator(".rlm-live")
+        live.get_by_text("iteration 2 of 30").wait_for()
+        server.wait_for(2, ended=True)
+        live.get_by_role("button", name="Stop").click()
+        opened.page.get_by_text("RunStopped").first.wait_for()
+        assert opened.ended() == "error"
+        text = json.dumps(opened.save().cells[1].outputs)
+    assert "before" in text
+    assert "Stopped" in text
 
 
 def test_the_notebooks_stop_button_stops_a_run(lab: Lab, browser: Browser) -> None:
@@ -68,7 +95,7 @@ plt.figure(figsize=(3, 2), dpi=100)
 plt.plot([1, 3, 2])
 plt.show()"""
 FORGED = "from IPython.display import SVG\ndisplay(SVG('<svg onload=alert(1) id=forged></svg>'))"
-ROWS, BELOW = ".mathjax_ignore details img", ".jp-RenderedImage img"
+ROWS, BELOW, LIVE = ".mathjax_ignore details img", ".jp-RenderedImage img", ".rlm-live img"
 
 
 def test_a_plot_is_seen_in_its_row_live_and_in_the_saved_notebook_also_untrusted(lab: Lab, browser: Browser) -> None:
@@ -76,7 +103,9 @@ def test_a_plot_is_seen_in_its_row_live_and_in_the_saved_notebook_also_untrusted
     with ScriptedServer(models={"root": turns}) as server:
         opened = start(lab, browser, "magic-plot.ipynb", server)
         page = opened.page
-        seen(page, ROWS)
+        page.locator(".rlm-live").get_by_text("iteration 2 of 30").wait_for()
+        page.locator(".rlm-live").get_by_role("treeitem", name="Iteration 1").click()
+        seen(page, LIVE)
         assert page.locator(BELOW).count() == 0
         server.release()
         page.get_by_text("Answered").first.wait_for()

@@ -242,14 +242,12 @@ class View {
     if (this.shown && this.above.has(node)) node.closed = open ? this.shown : null;
     else node.open = !open;
     this.rows.follow = false;
-    this.restructured = true;
-    this.schedule();
+    this.rows.draw(true);
   }
 
   expandSiblings(node) {
     for (const sibling of node.parent.children) if (sibling.children.length) sibling.open = true;
-    this.restructured = true;
-    this.schedule();
+    this.rows.draw(true);
   }
 
   expandAll() {

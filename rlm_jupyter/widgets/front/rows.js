@@ -172,6 +172,7 @@ class Rows {
         this.drawn.delete(node);
       }
     }
+    const kept = held && !wanted.has(this.current) ? this.drawn.get(this.current) : null;
     let next = this.above.nextSibling;
     for (const node of wanted) {
       let row = this.drawn.get(node);
@@ -179,21 +180,17 @@ class Rows {
         row = this.make(node);
         this.drawn.set(node, row);
       }
+      if (next === kept && kept) next = next.nextSibling;
       if (row !== next) this.list.insertBefore(row, next);
       else next = next.nextSibling;
+      row.classList.remove("rlm-kept");
       this.update(row, node);
     }
+    if (kept) kept.classList.add("rlm-kept");
+    else if (held && focus !== this.list.ownerDocument.activeElement) focus.focus({ preventScroll: true });
     const shown = Math.min(last + 1, this.rows.length);
     this.above.style.height = `${this.tops[first] || 0}px`;
     this.below.style.height = `${Math.max(this.tops[this.rows.length] - this.tops[shown], 0)}px`;
-    if (held && !wanted.has(this.current)) {
-      const row = this.drawn.get(this.current);
-      if (row) {
-        row.classList.add("rlm-kept");
-        this.list.append(row);
-      }
-    }
-    for (const [node, row] of this.drawn) if (wanted.has(node)) row.classList.remove("rlm-kept");
   }
 
   // Measure what is drawn; true if anything is of another height than was thought.
@@ -312,6 +309,7 @@ class Rows {
 
   key(event) {
     if (event.altKey || event.ctrlKey || event.metaKey) return;
+    if (this.view.restructured) this.view.draw();
     const node = this.current;
     if (!node || event.target.closest("button")) return;
     const index = this.place(node);

@@ -93,8 +93,7 @@ class Store {
   }
 
   fold(record) {
-    const fold = FOLDS[record && record.k];
-    if (fold) fold(this, record);
+    if (record && Object.hasOwn(FOLDS, record.k)) FOLDS[record.k](this, record);
   }
 
   turnOf(record, branch) {
