@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from rlm_jupyter.settings import RunSettings
 
 FORMATS = ("text", "markdown")
-VIEWS = ("auto", "html", "text", "none")
+VIEWS = ("auto", "live", "html", "text", "none")
 PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z_]\w*)\s*\}\}")
 PLACEHOLDER_CAP = 100_000
 PROGRESS_WIDTH = 120
@@ -110,7 +110,7 @@ class RLMMagics(Magics):
         "local", help="Where the code runs: local (not isolated), docker (a container) or modal (a sandbox in Modal's cloud)."
     ).tag(config=True)
     kernel = Unicode("", help="An installed kernelspec to run the code in; empty: this notebook's Python.").tag(config=True)
-    view = Enum(VIEWS, "auto", help="What is shown: html in notebooks, text in terminals, none; auto chooses.").tag(config=True)
+    view = Enum(VIEWS, "auto", help="What is shown: live, html, text, none; auto chooses.").tag(config=True)
     format = Enum(FORMATS, "text", help="How an answer that is a text is shown: text, or markdown drawn without links.").tag(
         config=True
     )
