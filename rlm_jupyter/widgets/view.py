@@ -68,7 +68,8 @@ def open_view(name: str = "auto", on_stop: Callable[[], None] | None = None, *, 
     """Make the view that `name` asks for; what draws it is imported only now.
 
     `on_stop`: what a Stop button in it does, from any thread. `beside`: of a run in the background. Its cell ends after
-    `start`, so the view may only update what it has displayed then; a transcript would be written into what the user types next, so there is none.
+    `start`, so the view may only update what it has displayed then; a transcript would be written into what the user types
+    next, so there is none.
     """
     match choose_view(name):
         case "live":
