@@ -193,11 +193,11 @@ async def test_p25_a_drip_is_given_up(part: str) -> None:
 
     told: list[str] = []
     async with Hostile.open(drip) as hostile:
-        deadline = 1.0 if part == "head" else 20.0
+        deadline = 4.0 if part == "head" else 20.0
         task = asyncio.create_task(serve(hostile.url, TOKEN, LM(), told.append, silence=0.3, deadline=deadline))
         await hostile.asked(3)  # each was dropped, and another made
         if part == "head":
-            with pytest.raises(KernelError, match="could not be reached for 1 s"):
+            with pytest.raises(KernelError, match="could not be reached for 4 s"):
                 await asyncio.wait_for(task, WAIT)
         task.cancel()
         await asyncio.wait({task})
@@ -305,7 +305,7 @@ async def test_a_sandbox_that_stays_away_is_told_and_ends_the_bridge(broker: Bro
             asking = run(broker.ask, ["lost"])
             await asyncio.wait_for(lm.begun.wait(), WAIT)
             tunnel.conditions.enter("down")
-            with pytest.raises(KernelError, match="could not be reached for 1 s"):
+            with pytest.raises(KernelError, match="could not be reached for 4 s"):
                 await asyncio.wait_for(task, WAIT)
             assert (lm.cancelled, lm.asked) == (1, {"lost": 1})
             assert "is lost" in told[0]

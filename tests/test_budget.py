@@ -19,6 +19,7 @@ from rlm_jupyter.errors import LimitReached
 from rlm_jupyter.events import Usage
 from rlm_jupyter.lm.prices import Price, cost_of, flat, price_of
 from rlm_jupyter.settings import RunSettings
+from tests.deadlines import WAIT
 
 pytestmark = pytest.mark.anyio
 
@@ -30,7 +31,7 @@ def budget_of(**options: Any) -> Budget:
 
 
 async def reserve(budget: Budget, size: int = 100, price: Price | None = PRICE, model: str = "m") -> Reservation:
-    with anyio.fail_after(10):
+    with anyio.fail_after(WAIT):
         return await budget.reserve(model, price, size)
 
 
@@ -122,7 +123,7 @@ async def test_dollars_are_not_capped_where_no_price_is_known() -> None:
 
 
 async def test_the_deadline_ends_those_who_wait() -> None:
-    budget = Budget(RunSettings(model="m", timeout=0.3, max_calls=1), time.monotonic())
+    budget = Budget(RunSettings(model="m", timeout=1.0, max_calls=1), time.monotonic())
     under_way = await reserve(budget)
     with pytest.raises(LimitReached, match="--timeout") as caught:
         await reserve(budget)
@@ -318,7 +319,7 @@ def test_no_interleaving_exceeds_a_cap_or_hangs(
         check()
 
     async def main() -> None:
-        with anyio.fail_after(20):
+        with anyio.fail_after(WAIT):
             async with anyio.create_task_group() as group:
                 for request in requests:
                     if request[3] == "cancel":

@@ -26,14 +26,13 @@ from rlm_jupyter.settings import MIB
 from rlm_jupyter.testing import Reply, Request, Script, ScriptedServer
 from tests.boxes import Marked, boxes_of, derived_image, marked_image
 from tests.conformance.driving import session
+from tests.deadlines import BACK_WITHIN, TOLD_WITHIN, WAIT
 from tests.engine import SCRIPTS, Engine, copy_image, second_engine
 from tests.models import answer, code, scripted
 from tests.notebooks import notebook
 
 pytestmark = [pytest.mark.anyio, pytest.mark.needs("docker")]
 
-TOLD_WITHIN = 10.0
-"""Seconds on a busy machine; promised are 3. A supervisor that only falls silent is given up after 15."""
 LOST = "Every variable in it is lost; what was put out before is kept."
 BUSY = "print('before', flush=True)\nllm_query('here')\nimport time; time.sleep(600)"
 
@@ -200,7 +199,7 @@ async def test_p12_nothing_is_left_of_a_start_or_a_close_that_is_cancelled(marke
         await asyncio.sleep(after)
         opening.cancel()
         try:
-            opened: Environment = await asyncio.wait_for(opening, 10)
+            opened: Environment = await asyncio.wait_for(opening, WAIT)
         except asyncio.CancelledError:
             return
         await opened.close()
@@ -210,7 +209,7 @@ async def test_p12_nothing_is_left_of_a_start_or_a_close_that_is_cancelled(marke
     closing = asyncio.ensure_future((await boxes_of(marked)()).close())
     await asyncio.sleep(0)
     closing.cancel()
-    await asyncio.wait({closing}, timeout=20)
+    await asyncio.wait({closing}, timeout=WAIT)
     assert await asyncio.to_thread(marked.gone)
 
 
@@ -269,5 +268,5 @@ def test_p12_nothing_is_left_when_it_is_interrupted_while_the_image_is_made(tmp_
         message = book.send(f"%%rlm --env docker --image {slow.name} --model demo\nq?")
         assert slow.wait("start", lambda: bool(slow.containers()), 30)
         book.interrupt()
-        assert book.finish(message, 10).ename == "KeyboardInterrupt"
+        assert book.finish(message, BACK_WITHIN).ename == "KeyboardInterrupt"
         assert slow.gone()

@@ -25,6 +25,7 @@ from rlm_jupyter.events import (
 from rlm_jupyter.kernels.messages import CallOutcome
 from rlm_jupyter.lm.client import Message
 from rlm_jupyter.testing import Reply, Request, ScriptedServer
+from tests.deadlines import WAIT
 from tests.lm_side import open_side
 
 pytestmark = pytest.mark.anyio
@@ -307,7 +308,7 @@ async def test_a_stopped_root_keeps_what_came() -> None:
         async with open_side(server.url) as side, anyio.create_task_group() as group:
             came = anyio.Event()
             group.start_soon(side.handler.ask, HELLO, 1, lambda text: came.set())
-            with anyio.fail_after(20):
+            with anyio.fail_after(WAIT):
                 await came.wait()
             group.cancel_scope.cancel()
     (ended,) = side.of(ReplyEnded)
@@ -326,7 +327,7 @@ async def test_a_stop_while_waiting_to_retry_or_for_a_turn_ends_at_once() -> Non
             await anyio.to_thread.run_sync(lambda: server.wait_for(3, ended=True))
             group.cancel_scope.cancel()
             asked = time.monotonic()
-        assert time.monotonic() - asked < 5
+        assert time.monotonic() - asked < WAIT
     assert side.budget.calls == 3
 
 
@@ -336,7 +337,7 @@ async def test_waiting_to_retry_holds_nobody_up() -> None:
         async with open_side(server.url, max_concurrency=1) as side, anyio.create_task_group() as group:
             group.start_soon(side.call, "slow")
             await anyio.to_thread.run_sync(lambda: server.wait_for(1, ended=True))
-            with anyio.fail_after(10):
+            with anyio.fail_after(WAIT):
                 assert (await side.call("quick"))[0].text == "reply to quick"
             group.cancel_scope.cancel()
 

@@ -17,6 +17,7 @@ from rlm_jupyter.lm import providers
 from rlm_jupyter.lm.client import Message
 from rlm_jupyter.settings import RunSettings
 from rlm_jupyter.testing import Reply, Request, ScriptedServer
+from tests.deadlines import WAIT
 from tests.lm_side import open_side
 
 pytestmark = pytest.mark.anyio
@@ -82,7 +83,7 @@ async def test_p20_what_passes_within_the_retries_is_an_answer() -> None:
 async def test_p20_a_server_that_does_not_answer_is_given_up_at_the_deadline() -> None:
     with ScriptedServer(lambda request: Reply(hold=True)) as server:
         async with open_side(server.url, timeout=0.6) as side:
-            with anyio.fail_after(20):
+            with anyio.fail_after(WAIT):
                 (outcome,) = await side.call("hi")
     assert "--timeout" in (outcome.error or "")
     assert side.handler.limit is not None
@@ -104,7 +105,7 @@ async def test_p20_retry_after_is_honoured() -> None:
         async with open_side(server.url) as side:
             assert (await side.call("hi"))[0].text == "yes"
     first, second = server.requests
-    assert second.started - first.ended >= 1.0
+    assert second.started - first.started >= 1.0
     assert 1.0 <= side.of(RequestRetried)[0].wait < 1.2
 
 
@@ -112,7 +113,7 @@ async def test_p20_retry_after_is_honoured_up_to_the_deadline_and_no_further() -
     busy = Reply(status=429, error={"message": "busy"}, headers={"Retry-After": "86400"})
     with ScriptedServer(lambda request: busy) as server:
         async with open_side(server.url, timeout=60) as side:
-            with anyio.fail_after(20):
+            with anyio.fail_after(WAIT):
                 (outcome,) = await side.call("hi")
     assert "past the deadline" in (outcome.error or "")
     assert len(server.requests) == 1
@@ -189,7 +190,7 @@ async def test_p24_what_is_missing_is_one_line_that_says_what_to_do(
     with pytest.raises(SettingsError, match=re.escape(words)) as caught:
         providers.check_models(RunSettings(**options))
     assert "\n" not in str(caught.value)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < WAIT
 
 
 def mixed(request: Request) -> Reply:

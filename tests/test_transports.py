@@ -13,6 +13,7 @@ from rlm_jupyter.errors import ProtocolError
 from rlm_jupyter.kernels.guest import wire
 from rlm_jupyter.kernels.guest.frames import Header, Parser, pack
 from rlm_jupyter.kernels.transports import HELLO_CAP, FramedStream, Listener
+from tests.deadlines import WAIT
 
 pytestmark = pytest.mark.anyio
 
@@ -50,14 +51,14 @@ async def call(listener: Listener, data: bytes) -> tuple[asyncio.StreamReader, a
 
 async def ended(reader: asyncio.StreamReader) -> bytes:
     try:
-        return await asyncio.wait_for(reader.read(), 8)
+        return await asyncio.wait_for(reader.read(), WAIT)
     except ConnectionError:
         return b""
 
 
 async def opened(listener: Listener, taken: Taken) -> tuple[FramedStream, asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await call(listener, framed({"kind": "hello", "token": listener.token}))
-    stream = await asyncio.wait_for(listener.connection(taken.receive, taken.closed), 5)
+    stream = await asyncio.wait_for(listener.connection(taken.receive, taken.closed), WAIT)
     return stream, reader, writer
 
 
@@ -122,16 +123,16 @@ async def test_messages_cross_both_ways_and_early_ones_are_kept() -> None:
     early = framed({"kind": "hello", "token": listener.token}) + framed({"kind": "a"}, b"1")
     reader, writer = await call(listener, early)
     stream = await listener.connection(taken.receive, taken.closed)
-    await asyncio.wait_for(taken.got.wait(), 5)
+    await asyncio.wait_for(taken.got.wait(), WAIT)
     assert taken.messages == [({"kind": "a"}, b"1")]
     stream.send(wire.Execute(1, 2, b"x" * 20_000_000))
     parser = Parser()
     got: list[tuple[Header, bytes]] = []
     while not got:
-        got += parser.feed(await asyncio.wait_for(reader.read(1 << 20), 5))
+        got += parser.feed(await asyncio.wait_for(reader.read(1 << 20), WAIT))
     assert got == [({"kind": "execute", "kernel": 1, "cell": 2}, b"x" * 20_000_000)]
     writer.close()
-    await asyncio.wait_for(taken.ended.wait(), 5)
+    await asyncio.wait_for(taken.ended.wait(), WAIT)
     assert taken.reason is None
 
 
@@ -141,7 +142,7 @@ async def test_what_breaks_the_protocol_closes_the_stream_and_is_told(data: byte
     await listener.start()
     _, reader, writer = await opened(listener, taken)
     writer.write(data + framed({"kind": "a"}))
-    await asyncio.wait_for(taken.ended.wait(), 5)
+    await asyncio.wait_for(taken.ended.wait(), WAIT)
     assert isinstance(taken.reason, ProtocolError)
     assert taken.messages == []
     assert await ended(reader) == b""

@@ -112,7 +112,7 @@ print(llm_query("parent"))
 
 async def test_a_cell_ends_when_its_calls_have_settled_and_later_ones_are_refused(repl: Session) -> None:
     code = """
-import threading, time
+import threading
 heard = []
 def ask():
     heard.append(llm_query("slow"))
@@ -121,12 +121,16 @@ def ask():
     except LMError as error:
         heard.append(str(error))
 thread = threading.Thread(target=ask); thread.start()
-time.sleep(0.3)
+llm_query("has it asked?")
 """
-    release = asyncio.Event()
+    asked, release = asyncio.Event(), asyncio.Event()
 
     async def answer(request: CallRequest) -> Sequence[CallOutcome]:
         repl.requests.append(request)
+        if request.prompts == ("has it asked?",):
+            await asked.wait()
+            return [CallOutcome(text="yes")]
+        asked.set()
         await release.wait()
         return [CallOutcome(text="done")]
 

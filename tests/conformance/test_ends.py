@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from collections.abc import Sequence
 
 import psutil
@@ -15,6 +14,7 @@ from rlm_jupyter.errors import KernelDied
 from rlm_jupyter.kernels.kernel import CellResult
 from rlm_jupyter.kernels.messages import CallOutcome, CallRequest
 from tests.conformance.driving import Session, alive
+from tests.deadlines import BACK_WITHIN, TOLD_WITHIN, WAIT
 
 pytestmark = pytest.mark.anyio
 
@@ -54,20 +54,19 @@ async def test_an_interrupt_ends_the_cell_and_keeps_the_kernel(repl: Session, na
     await repl.ok("kept = 1")
     # An interrupt while IPython still starts a shell meets a name in it that is not set yet.
     cell = await started(repl, ENDLESS[name], first="" if name == "shell escape" else ON)
-    assert await asyncio.wait_for(repl.kernel.interrupt(), 5)
+    assert await asyncio.wait_for(repl.kernel.interrupt(), BACK_WITHIN)
     result = await cell
     # IPython itself ends a shell escape at an interrupt, and calls the cell good.
     assert result.status == "interrupted" or (name, result.status) == ("shell escape", "ok"), result
-    assert result.notes[0] == "SIGINT after 0.0 s"
+    assert result.notes[0].startswith("SIGINT after ")
+    assert len(result.notes) == 1
     assert await repl.out("print(kept)") == "1"
 
 
 @pytest.mark.parametrize("name", STUBBORN)
 async def test_code_that_cannot_be_interrupted_is_killed_and_told(repl: Session, name: str) -> None:
     cell = await started(repl, STUBBORN[name], first="")
-    began = time.monotonic()
-    assert not await repl.kernel.interrupt()
-    assert time.monotonic() - began < 5
+    assert not await asyncio.wait_for(repl.kernel.interrupt(), BACK_WITHIN)
     with pytest.raises(KernelDied, match=r"SIGKILL.*did not answer two interrupts"):
         await cell
     assert not repl.kernel.alive
@@ -79,7 +78,7 @@ async def test_cancelling_a_cell_interrupts_it(repl: Session) -> None:
     cell = await started(repl, ENDLESS["sleep"])
     cell.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(cell, 5)
+        await asyncio.wait_for(cell, BACK_WITHIN)
     assert await repl.out("print('again')") == "again"
 
 
@@ -87,8 +86,8 @@ async def test_interrupts_at_any_moment_of_a_cell(repl: Session) -> None:
     for step in range(40):
         cell = asyncio.ensure_future(repl.kernel.execute("import time; time.sleep(0.02)", lambda output: None))
         await asyncio.sleep(step * 0.001)
-        assert await asyncio.wait_for(repl.kernel.interrupt(), 5)
-        result = await asyncio.wait_for(cell, 5)
+        assert await asyncio.wait_for(repl.kernel.interrupt(), BACK_WITHIN)
+        result = await asyncio.wait_for(cell, BACK_WITHIN)
         assert result.status in ("ok", "interrupted", "error")
     assert await repl.out("print('well')") == "well"
 
@@ -117,8 +116,8 @@ async def test_an_interrupted_call_releases_its_threads_and_is_cancelled_on_the_
     await old.close()
     code = "import concurrent.futures as f\nwith f.ThreadPoolExecutor(8) as pool: list(pool.map(llm_query, ['wait'] * 8))"
     cell = asyncio.ensure_future(repl.run(code))
-    await asyncio.wait_for(began.wait(), 10)
-    assert await asyncio.wait_for(repl.kernel.interrupt(), 5)
+    await asyncio.wait_for(began.wait(), WAIT)
+    assert await asyncio.wait_for(repl.kernel.interrupt(), BACK_WITHIN)
     assert (await cell).result.status == "interrupted"
     assert await repl.out("import threading; print(threading.active_count() < 20, llm_query('quick'))") == "True yes"
     assert 1 <= len(cancelled) <= 8
@@ -135,10 +134,9 @@ async def test_an_interrupted_call_releases_its_threads_and_is_cancelled_on_the_
 )
 async def test_a_death_is_told_with_its_cause_and_what_was_lost(repl: Session, code: str, told: str) -> None:
     outputs: list[str] = []
-    began = time.monotonic()
+    cell = repl.kernel.execute(f"print('last words', flush=True)\n{code}", lambda output: outputs.append(output.text))
     with pytest.raises(KernelDied, match=told) as caught:
-        await repl.kernel.execute(f"print('last words', flush=True)\n{code}", lambda output: outputs.append(output.text))
-    assert time.monotonic() - began < 3
+        await asyncio.wait_for(cell, TOLD_WITHIN)
     assert "Every variable in it is lost" in str(caught.value)
     assert "".join(outputs) == "last words\n"
     assert not repl.kernel.alive
@@ -146,7 +144,7 @@ async def test_a_death_is_told_with_its_cause_and_what_was_lost(repl: Session, c
 
 async def test_a_death_between_cells_is_told_at_the_next(repl: Session) -> None:
     await repl.ok("import threading, os; threading.Timer(0.1, os._exit, (3,)).start()")
-    assert await alive(repl.environment, [repl.kernel.pid], 10) == []
+    assert await alive(repl.environment, [repl.kernel.pid], WAIT) == []
     with pytest.raises(KernelDied, match="exit status 3"):
         await repl.run("1")
 
@@ -169,7 +167,7 @@ print(os.getpid(), child.pid, session.pid, int(os.read(read, 20)))
     assert len(pids) == 4
     assert sorted(await alive(repl.environment, pids)) == sorted(pids)
     await repl.kernel.close()
-    assert await alive(repl.environment, pids, 5) == []
+    assert await alive(repl.environment, pids, WAIT) == []
 
 
 async def test_a_dead_neighbour_does_not_matter(repl: Session) -> None:
@@ -207,6 +205,6 @@ async def test_the_supervisors_death_is_told(repl: Session) -> None:
         )
         os.kill(supervisor.pid, signal.SIGKILL)
         with pytest.raises(KernelDied, match="the kernels is gone"):
-            await asyncio.wait_for(cell, 3)
-        psutil.wait_procs([kernel], timeout=5)
+            await asyncio.wait_for(cell, TOLD_WITHIN)
+        psutil.wait_procs([kernel], timeout=WAIT)
         assert not kernel.is_running()
