@@ -23,13 +23,14 @@ CALL = "0123456789abcdef" * 2
 FINAL = wire.FinalInfo(1, "answer", "dict", "json", 7, "0" * 64)
 SAMPLES: list[wire.Message] = [
     wire.Start(1), wire.Context(1, 2, "context", "context-1", "text", 3, "0" * 64), wire.Execute(1, 2, b"print('\xc3\xa9')"),
-    wire.Interrupt(1), wire.Reply(1, CALL, (2, 0), (1,), b"ab"), wire.GetValue(1, 2, 2**40), wire.Close(1), wire.Shutdown(),
+    wire.Interrupt(1), wire.Reply(1, CALL, (2, 0), (1,), b"ab"), wire.GetValue(1, 2, 2**40), wire.LendValue(1, 2),
+    wire.Close(1), wire.Shutdown(),
     wire.FilePart("context-1", 2**33, b"ab"), wire.Discard("context-1"), wire.Alive(),
     wire.Ready(1, 7), wire.Started(1, 7, "spare", "3.11.7"), wire.StartFailed(1, "no"), wire.Loaded(1, 2, ""),
     wire.Output(1, 2, "stdout", 5, b"\xff"),
     wire.Picture(1, 2, b"png"), wire.Call(1, 2, CALL, True, None, (1, 2), b"abc"), wire.Dropped(1, CALL),
     wire.Done(1, 2, "ok", "", 0, FINAL, ("a note",)), wire.Done(1, 2, "error", "E: x\ud800", 3, None, ()),
-    wire.ValuePart(1, 2, 0, b"x"), wire.Died(1, 0, 9, ()), wire.Closed(1), wire.Heartbeat(),
+    wire.ValuePart(1, 2, 0, b"x"), wire.ValueLent(1, 2, 9), wire.Died(1, 0, 9, ()), wire.Closed(1), wire.Heartbeat(),
     wire.Start(2, 1, 8), wire.Inherit(2, 1, 3, 0), wire.Bring(2, 1, CALL, 4), wire.Reply(1, CALL, (0, 0), (), b"", (0, 1)),
     wire.Call(1, 2, CALL, False, None, (1,), b"abc", True, 7, (2,)),
 ]  # fmt: skip

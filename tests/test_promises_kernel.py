@@ -308,7 +308,7 @@ class Impostor:
     def __init__(self) -> None:
         self.killed = False
 
-    name, isolation = "local", "none"
+    name, isolation, lends = "local", "none", False
 
     def kill(self) -> None:
         self.killed = True

@@ -199,6 +199,7 @@ class DockerPlace:
     """One container and the client that is attached to it."""
 
     name = "docker"
+    lends = False
 
     def __init__(self, box: Box) -> None:
         self.isolation = box.isolation
@@ -273,6 +274,9 @@ class DockerPlace:
             offset += len(piece)
             await stream.drain()
         return name
+
+    def borrow(self, descriptor: int, size: int) -> memoryview | None:
+        return None
 
     def discard(self, path: str) -> None:
         if self._stream is not None:

@@ -47,6 +47,8 @@ class Place(Protocol):
 
     name: str
     isolation: str
+    lends: bool
+    """Whether `borrow` is worth a try."""
 
     async def lost(self) -> str:
         """Say in a sentence what has happened when the stream has ended, and what is lost with it; in less than 2 s."""
@@ -56,6 +58,9 @@ class Place(Protocol):
 
     def discard(self, path: str) -> None:
         """Remove it again."""
+
+    def borrow(self, descriptor: int, size: int) -> memoryview | None:
+        """Map so many bytes of sealed memory that the supervisor holds; None where that is not memory of this machine."""
 
     def kill(self) -> None:
         """Kill the supervisor, at once and without waiting."""
@@ -180,6 +185,13 @@ class Environment:
 
     def discard(self, path: str) -> None:
         self._place.discard(path)
+
+    @property
+    def lends(self) -> bool:
+        return self._place.lends
+
+    def borrow(self, descriptor: int, size: int) -> memoryview | None:
+        return self._place.borrow(descriptor, size)
 
     def kill(self, error: Exception) -> None:
         """Give the supervisor up: kill it, and tell every kernel why."""

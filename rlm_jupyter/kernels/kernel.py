@@ -9,7 +9,7 @@ The contract, for every environment:
 - Each can be cancelled. Cancelling `load` and `execute` interrupts the kernel by the ladder SIGINT, SIGINT, SIGKILL of the tree
   and waits, shielded, at most about 4.5 s for that; the kernel stays usable if it came back.
 - Everything that arrives is bounded and untrusted: output is text without terminal sequences, a value is bytes whose digest
-  was checked, calls are answered only while their cell runs.
+  was checked, or memory that was sealed before it was handed over; calls are answered only while their cell runs.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ _ENDS: dict[type[wire.Message], tuple[type[wire.Message], ...]] = {
     wire.Context: (wire.Loaded,),
     wire.Inherit: (wire.Loaded,),
     wire.Execute: (wire.Done,),
+    wire.LendValue: (wire.ValueLent,),
     wire.Close: (wire.Closed,),
 }
 
@@ -243,11 +244,13 @@ class Kernel:
         return self.alive
 
     async def value(self, final: Final) -> Value:
-        """Fetch an answer; its bytes are checked against the digest that came with it."""
+        """Fetch an answer; bytes that travelled are checked against the digest that came with it."""
         self._check_alive()
         info = self._finals.get(final.number)
         if info is None:
             raise KernelError("this answer is no longer kept by the kernel")
+        if info.size > wire.VALUE_PIECE and (lent := await self._lent(info)) is not None:
+            return Value(info.form, info.type_name, lent)
         pieces: list[bytes] = []
         digest = hashlib.sha256()
         offsets = deque(range(0, info.size, wire.VALUE_PIECE))
@@ -439,6 +442,19 @@ class Kernel:
         self.candidate = Final(info.number, plain(info.name), plain(info.type_name), info.size, plain(info.preview))
 
     # Values
+
+    async def _lent(self, info: wire.FinalInfo) -> memoryview | None:
+        """Give the memory itself in which the kernel left an answer, where that is sealed and of this machine."""
+        if not self._environment.lends:
+            return None
+        try:
+            message = await self._request(wire.LendValue(self.number, info.number), PART_SECONDS)
+        except TimeoutError:
+            raise self._break(KernelDied("The kernel's supervisor stopped answering; the variables are lost.")) from None
+        assert isinstance(message, wire.ValueLent)
+        if message.number != info.number:
+            raise self._break(ProtocolError("the supervisor lent another value than it was asked for"))
+        return self._environment.borrow(message.descriptor, info.size) if message.descriptor else None
 
     def _ask_part(self, number: int, offset: int) -> asyncio.Future[bytes]:
         self._check_alive()

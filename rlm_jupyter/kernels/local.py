@@ -25,6 +25,7 @@ import anyio
 import anyio.to_thread
 
 from rlm_jupyter.errors import KernelStartError, SettingsError
+from rlm_jupyter.kernels.borrowing import borrow
 from rlm_jupyter.kernels.child import Child
 from rlm_jupyter.kernels.environment import START_SECONDS, Environment, guest_caps
 from rlm_jupyter.kernels.guest import processes
@@ -115,6 +116,7 @@ class LocalPlace:
 
     name = "local"
     isolation = ENVIRONMENTS["local"]
+    lends = processes.LINUX
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -163,6 +165,9 @@ class LocalPlace:
     def discard(self, path: str) -> None:
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(self.folder, path))
+
+    def borrow(self, descriptor: int, size: int) -> memoryview | None:
+        return borrow(self._child.pid, descriptor, size) if self._child is not None else None
 
     def log(self) -> str:
         """Give the last line of what the supervisor wrote on its standard error."""

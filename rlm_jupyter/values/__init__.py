@@ -26,7 +26,7 @@ class Value:
 
     form: str
     type_name: str
-    data: bytes
+    data: bytes | memoryview
 
 
 def decode(value: Value) -> Any:
@@ -35,7 +35,7 @@ def decode(value: Value) -> Any:
         raise ProtocolError(f"a value of {len(value.data):,} bytes is above the cap of {VALUE_CAP:,}")
     try:
         if value.form == "text":
-            return value.data.decode("utf-8", "surrogatepass")
+            return str(value.data, "utf-8", "surrogatepass")
         if value.form == "json":
             return json.loads(str(value.data, "ascii"))
         if value.form == "typed":

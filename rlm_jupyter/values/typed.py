@@ -59,7 +59,7 @@ class Record:
         return f"{self.type_name.rpartition('.')[2]}({fields})"
 
 
-def read(data: bytes) -> Any:
+def read(data: bytes | memoryview) -> Any:
     """Give the object that the bytes hold; `Malformed` where they hold none."""
     if len(data) < 8:
         raise Malformed("no header")

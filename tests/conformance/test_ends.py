@@ -59,7 +59,7 @@ async def test_an_interrupt_ends_the_cell_and_keeps_the_kernel(repl: Session, na
     # IPython itself ends a shell escape at an interrupt, and calls the cell good.
     assert result.status == "interrupted" or (name, result.status) == ("shell escape", "ok"), result
     assert result.notes[0].startswith("SIGINT after ")
-    assert len(result.notes) == 1
+    assert not any("SIGKILL" in note for note in result.notes)
     assert await repl.out("print(kept)") == "1"
 
 

@@ -21,6 +21,14 @@ KEPT = 4
 Held = tuple[wire.FinalInfo, int]
 
 
+def is_sealed(fd: int) -> bool:
+    """Tell whether a descriptor is of memory that nobody can write to, shorten or lengthen any more."""
+    with contextlib.suppress(OSError, AttributeError):
+        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+        return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & seals == seals
+    return False
+
+
 class Finals:
     """The answers of one kernel."""
 
@@ -64,6 +72,11 @@ class Finals:
         held = self._kept.get(number)
         return os.pread(held[1], wire.VALUE_PIECE, offset) if held else b""
 
+    def sealed(self, number: int) -> int:
+        """Give the descriptor of an answer that is sealed memory; 0 where it is not, or not kept."""
+        held = self._kept.get(number)
+        return held[1] if held and is_sealed(held[1]) else 0
+
     def close(self) -> None:
         for _, fd in self._kept.values():
             os.close(fd)
@@ -75,10 +88,8 @@ def is_at_hand(fd: int, status: os.stat_result, folder: str, *, for_reading: boo
 
     With `for_reading` that on the disk must be open for reading only.
     """
-    with contextlib.suppress(OSError, AttributeError):
-        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
-        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & seals == seals:
-            return True
+    if is_sealed(fd):
+        return True
     if for_reading and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
         return False
     return status.st_dev == os.stat(folder).st_dev

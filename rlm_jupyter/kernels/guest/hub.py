@@ -74,8 +74,9 @@ class Hub:
         self._orders: dict[type[wire.Message], Callable[[Any], None]] = {
             wire.Start: self._start, wire.Context: self._load, wire.Execute: self._execute, wire.Interrupt: self._interrupt,
             wire.Inherit: self._inherit, wire.Bring: self._bring,
-            wire.Reply: self._reply, wire.GetValue: self._value, wire.Close: self._close, wire.Shutdown: self._shutdown,
-            wire.FilePart: self._files.add, wire.Discard: self._files.discard, wire.Alive: lambda order: None,
+            wire.Reply: self._reply, wire.GetValue: self._value, wire.LendValue: self._lend, wire.Close: self._close,
+            wire.Shutdown: self._shutdown, wire.FilePart: self._files.add, wire.Discard: self._files.discard,
+            wire.Alive: lambda order: None,
         }  # fmt: skip
 
     def run(self) -> None:
@@ -282,6 +283,10 @@ class Hub:
     def _value(self, order: wire.GetValue) -> None:
         if kernel := self._kernels.get(order.kernel):
             kernel.value(order.number, order.offset)
+
+    def _lend(self, order: wire.LendValue) -> None:
+        if kernel := self._kernels.get(order.kernel):
+            self.send(wire.ValueLent(order.kernel, order.number, kernel.finals.sealed(order.number)))
 
     def _close(self, order: wire.Close) -> None:
         kernel = self._kernels.get(order.kernel)

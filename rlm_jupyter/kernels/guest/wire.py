@@ -6,8 +6,10 @@ The supervisor's messages are numbered (`n` in the header), and every message th
 
 A field with a default may be left out of the header, and stands there only where it says something else.
 
-Host to supervisor: Start Context Inherit FilePart Discard Execute Interrupt Reply GetValue Bring Close Shutdown Alive.
-Supervisor to host: Ready Started StartFailed Loaded Output Picture Call Dropped Done ValuePart Died Closed Heartbeat.
+Host to supervisor: Start Context Inherit FilePart Discard Execute Interrupt Reply GetValue LendValue Bring
+Close Shutdown Alive.
+Supervisor to host: Ready Started StartFailed Loaded Output Picture Call Dropped Done ValuePart ValueLent Died Closed
+Heartbeat.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any, ClassVar
 
 from .frames import Header
 
-PROTOCOL = 1
+PROTOCOL = 2
 VALUE_PIECE = 1024 * 1024
 PICTURE_CAP = 8 * 1024 * 1024
 PICTURES_OF_A_CELL = 20
@@ -153,6 +155,15 @@ class Reply(Message):
     errors: tuple[int, ...]
     data: bytes
     values: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LendValue(Message):
+    """Ask under which descriptor the memory of a final value is held; ValueLent follows."""
+
+    kind = "lend_value"
+    kernel: int
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +329,16 @@ class ValuePart(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class ValueLent(Message):
+    """The supervisor's descriptor of the sealed memory that holds a final value, or 0 where it is held otherwise."""
+
+    kind = "value_lent"
+    kernel: int
+    number: int
+    descriptor: int
+
+
+@dataclass(frozen=True, slots=True)
 class Died(Message):
     """The kernel's process is gone: by `signal`, or with `exit_code` where that is 0."""
 
@@ -346,10 +367,12 @@ class Heartbeat(Message):
 Known = Mapping[str, type[Message]]
 
 _TO_SUPERVISOR = (
-    Start, Context, Inherit, FilePart, Discard, Execute, Interrupt, Reply, GetValue, Bring, Close, Shutdown, Alive,
+    Start, Context, Inherit, FilePart, Discard, Execute, Interrupt, Reply, GetValue, LendValue, Bring, Close,
+    Shutdown, Alive,
 )  # fmt: skip
 _TO_HOST = (
-    Ready, Started, StartFailed, Loaded, Output, Picture, Call, Dropped, Done, ValuePart, Died, Closed, Heartbeat,
+    Ready, Started, StartFailed, Loaded, Output, Picture, Call, Dropped, Done, ValuePart, ValueLent, Died, Closed,
+    Heartbeat,
 )  # fmt: skip
 
 TO_SUPERVISOR: Known = {cls.kind: cls for cls in _TO_SUPERVISOR}
