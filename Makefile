@@ -47,8 +47,8 @@ bench: $(VENV)/.dev  ## ours, the reference implementation and the floor, side b
 mutants: $(VENV)/.dev  ## break one promise at a time in a copy of the tree: its test must fail
 	$(BIN)/python scripts/mutants.py
 
-system-deps:  ## what only root can install (Debian): Chromium for the browser tests, a Docker engine
-	@scripts/system-deps
+system-deps:  ## what only root can install (Debian): Chromium for the browser tests, a Docker engine, a second Python
+	@PYTHON=$(PYTHON) scripts/system-deps
 
 engine: $(BIN)/python  ## start a Docker engine where none answers (root), and have a base image in it
 	@scripts/docker-engine

@@ -6,9 +6,12 @@ need it are skipped, and the last lines of the run say how many, why, and how to
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,11 +38,20 @@ def _no_engine_to_stop() -> str:
     return "" if shutil.which("dockerd") else "there is no `dockerd` on the PATH. As root on Debian: make system-deps"
 
 
+@functools.cache
+def other_python() -> tuple[str, str]:
+    """Give the path of a Python of another minor version than this one, or '' and in one line why there is none."""
+    script = str(engine.SCRIPTS / "other-python")
+    done = subprocess.run([script], env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True, timeout=60)
+    return done.stdout.strip(), done.stderr.strip().removeprefix("other-python: ") if done.returncode else ""
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "bwrap": boxes.why_missing,
     "chromium": _no_chromium,
     "docker": _no_engine,
     "dockerd": _no_engine_to_stop,
+    "python": lambda: other_python()[1],
 }
 """Each part by name, with what gives '' where it is there and else one line that says why not and what to do."""
 
