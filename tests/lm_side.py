@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from rlm_jupyter.kernels.messages import CallOutcome, CallRequest
 from rlm_jupyter.lm import providers
 from rlm_jupyter.lm.handler import LMHandler
 from rlm_jupyter.settings import RunSettings
+from rlm_jupyter.testing import ScriptedServer
 
 MODEL = "gpt-5-mini"
 
@@ -55,3 +57,12 @@ async def open_side(url: str | None, *, api_key: str | None = None, **options: A
         yield Side(settings, budget, handler, told)
     finally:
         await handler.aclose()
+
+
+@asynccontextmanager
+async def released(server: ScriptedServer, count: int) -> AsyncIterator[None]:
+    """Let the held replies of a server go as soon as it has had `count` requests."""
+    waiting = asyncio.ensure_future(asyncio.to_thread(server.wait_for, count))
+    waiting.add_done_callback(lambda _: server.release())
+    yield
+    await waiting

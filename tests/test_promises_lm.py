@@ -18,7 +18,7 @@ from rlm_jupyter.lm.client import Message
 from rlm_jupyter.settings import RunSettings
 from rlm_jupyter.testing import Reply, Request, ScriptedServer
 from tests.deadlines import WAIT
-from tests.lm_side import open_side
+from tests.lm_side import open_side, released
 
 pytestmark = pytest.mark.anyio
 
@@ -270,8 +270,8 @@ async def test_p07_max_cost_and_max_tokens_hold_whatever_is_under_way() -> None:
 
 
 async def test_p07_a_cheap_model_reaches_concurrency_32_with_two_dollars() -> None:
-    with ScriptedServer(lambda request: Reply("yes", usage=(25_000, 300)), latency=0.1) as server:
-        async with open_side(server.url, max_cost=2.0) as side:
+    with ScriptedServer(lambda request: Reply("yes", usage=(25_000, 300), hold=True)) as server:
+        async with open_side(server.url, max_cost=2.0) as side, released(server, 32):
             outcomes = await side.call(*["x" * 100_000] * 64)
     assert all(outcome.text for outcome in outcomes)
     assert server.peak == 32
