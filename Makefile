@@ -39,10 +39,14 @@ check: $(VENV)/.dev  ## ruff and mypy --strict
 docs: $(VENV)/.dev  ## write docs/options.md anew from the options' own help
 	$(BIN)/python -m scripts.options
 
-bench: $(VENV)/.dev  ## ours, the reference implementation and the floor, side by side in one run
+bench: $(VENV)/.dev  ## ours, the reference implementation and the floor, side by side in one run; ENV=modal: in sandboxes
+ifeq ($(ENV),modal)
+	$(BIN)/python benchmarks/modal_run.py $(BENCH)
+else
 	$(BIN)/python benchmarks/run.py $(BENCH)
 	$(BIN)/python benchmarks/data.py --large
 	$(BIN)/python benchmarks/container.py
+endif
 
 mutants: $(VENV)/.dev  ## break one promise at a time in a copy of the tree: its test must fail
 	$(BIN)/python scripts/mutants.py

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlm_jupyter.kernels import client, docker, images, packages
-from rlm_jupyter.kernels.modal import LEASE, RECONNECT_SECONDS
+from rlm_jupyter.kernels.modal import LEASE, PATIENCE, RECONNECT_SECONDS
 from rlm_jupyter.kernels.modal_files import PIECE
 from rlm_jupyter.kernels.modal_launch import DEFAULT_CPU, DEFAULT_MEMORY
 from rlm_jupyter.kernels.modal_place import LONGEST, ModalPlace
@@ -104,7 +104,10 @@ def test_the_page_of_modal_has_every_option_and_argument_with_its_default() -> N
     assert f"{DEFAULT_CPU} cores" in table
     assert f"{DEFAULT_MEMORY} MiB" in table
     told = " ".join(text.split())
-    assert f"after {RECONNECT_SECONDS:.0f} s without a sign of life" in told
+    assert (
+        f"after {RECONNECT_SECONDS:.0f} s without a byte; after {PATIENCE * RECONNECT_SECONDS:.0f} s the sandbox is given"
+        in told
+    )
     assert f"ends itself after {LEASE * RECONNECT_SECONDS:.0f} s" in told
     assert f"in pieces of {size_text(PIECE)}" in told
     assert "Nothing here was ever run at the real Modal" in told

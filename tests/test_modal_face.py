@@ -18,13 +18,15 @@ import modal
 import pytest
 from IPython.core.error import UsageError
 
-from rlm_jupyter import RLM, KernelError, SettingsError, modal_image
+from rlm_jupyter import RLM, KernelError, SettingsError, events, modal_image
 from rlm_jupyter.errors import RLMError
 from rlm_jupyter.kernels import modal_launch
 from rlm_jupyter.kernels.modal_place import tags
 from rlm_jupyter.settings import RunSettings
+from rlm_jupyter.testing import Story
+from rlm_jupyter.trace import Trace
 from rlm_jupyter.trials import NOTE, OK, PROBLEM, TRIES
-from rlm_jupyter.widgets import html, text
+from rlm_jupyter.widgets import html, text, words
 from tests.modal_local.plane import Created, LocalModal
 from tests.models import answer, code, scripted, text_of
 from tests.payloads import Page
@@ -349,7 +351,24 @@ def test_sandboxes_that_were_left_over_are_listed_and_ended_and_no_others(
     assert shell.run("%rlm sandboxes --app-name another --end all").output == f"ended: {elsewhere}\n"
     for sandbox in (theirs, in_use, far):
         sandbox.terminate(wait=True)
-    for words in ("--all", "--end", "--end --app-name x", "all"):
-        assert "takes --end ID, --end all and --app-name NAME" in str(shell.run(f"%rlm sandboxes {words}").error)
+    for wrong in ("--all", "--end", "--end --app-name x", "all"):
+        assert "takes --end ID, --end all and --app-name NAME" in str(shell.run(f"%rlm sandboxes {wrong}").error)
     monkeypatch.setenv("MODAL_TOKEN_ID", "")
     assert "there is no token of Modal on this machine: type modal setup" in str(shell.run("%rlm sandboxes").error)
+
+
+def test_views_tell_the_step_that_takes_long_and_the_sandbox_while_it_runs() -> None:
+    story = Story("How many?", environment="modal")
+    story.add(events.StepTold(text="Modal builds the image (once)\x1b[2J"))
+    assert words.state(Trace.from_events(story.events)) == r"Starting: Modal builds the image (once)\x1b[2J"
+    story.add(events.SandboxStarted(machine="2 CPU, 4096 MiB, GPU T4", seconds=0.1))
+    story.iteration("I count.", "len(context)", "3")
+    running = Trace.from_events(story.events)
+    assert not words.state(running).startswith("Starting")
+    assert "sandbox 12 s, 2 CPU, 4096 MiB, GPU T4 (outside --max-cost)" in words.progress(running, 12.1)
+    ended = Trace.from_events(story.add(events.SandboxEnded(seconds=61.0)).answered("3").events)
+    told = "1 min 01 s, 2 CPU, 4096 MiB, GPU T4; billed by Modal, outside --max-cost"
+    assert ("sandbox", told) in words.totals(ended)
+    assert told in text.render(ended)
+    assert told in Page(html.render(ended)).text
+    assert "sandbox" not in dict(words.totals(Trace.from_events(Story("How many?").answered("3").events)))
