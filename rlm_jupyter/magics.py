@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from rlm_jupyter.engine import Engine
     from rlm_jupyter.events import Event
+    from rlm_jupyter.panels import Aside, Panels
     from rlm_jupyter.result import RLMResult
     from rlm_jupyter.run import Run
     from rlm_jupyter.settings import RunSettings
@@ -154,7 +155,7 @@ class RLMMagics(Magics):
         self._shell = shell
         self.runs: dict[str, Run] = {}
         self.matcher: Any = None
-        self._steering = Steering(shell, self.runs, self._defaults)
+        self._steering = Steering(shell, self.runs, self._defaults, self._open_panel)
         for name, trait in self.traits(config=True).items():
             variable = f"RLM_JUPYTER_{name.upper()}"
             if variable in os.environ and name not in self.config.get("RLMMagics", {}):
@@ -165,6 +166,17 @@ class RLMMagics(Magics):
 
     def _defaults(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.trait_names(config=True)}
+
+    def _open_panel(self) -> None:
+        self._engine  # noqa: B018  made here once, not by the threads of several panels
+        self.panels.open()
+
+    @cached_property
+    def panels(self) -> Panels:
+        from rlm_jupyter.panels import Panels
+
+        factory = {name: trait.default_value for name, trait in self.class_traits(config=True).items()}
+        return Panels(self._shell, self._begin_aside, self._defaults, factory)
 
     @cached_property
     def _engine(self) -> Engine:
@@ -278,6 +290,22 @@ class RLMMagics(Magics):
         The cell's body is the question. The input, which the model never sees whole, is the variable `context` of a Python
         kernel in which the model's code runs.
         """
+        progress = _Progress()
+        try:
+            run, options = self._read(line, cell, progress.say)
+        finally:
+            progress.clear()
+        if options.background:
+            return self._begin(run, options.view or self.view, options.out, options.format or self.format)
+        result = self._watch(run, options.view or self.view, options.out, options.format or self.format)
+        if options.save_files is not None:
+            print(self._save_files(result, options.save_files))
+        if result.error is not None:
+            raise result.error
+        return None
+
+    def _read(self, line: str, cell: str, told: Callable[[str], None]) -> tuple[Run, argparse.Namespace]:
+        """Read a cell and make its run, or say in a UsageError what to type instead; `told` hears what takes long."""
         from rlm_jupyter.errors import SettingsError
 
         try:
@@ -287,17 +315,32 @@ class RLMMagics(Magics):
             self._check_out(options.out)
             if options.background and options.save_files is not None:
                 raise UsageError("--save-files waits for the end: leave it out, then call NAME.result.save_files(DIR)")
-            run = self._make(settings, prompt, question)
+            return self._make(settings, prompt, question, told), options
         except SettingsError as error:
             raise UsageError(str(error)) from None
-        if options.background:
-            return self._begin(run, options.view or self.view, options.out, options.format or self.format)
-        result = self._watch(run, options.view or self.view, options.out, options.format or self.format)
-        if options.save_files is not None:
-            self._save_files(result, options.save_files)
-        if result.error is not None:
-            raise result.error
-        return None
+
+    def _begin_aside(self, line: str, cell: str, told: Callable[[str], None]) -> Aside:
+        """Begin a cell's run for somebody else to watch; give it, its `--out`, and what the cell would do at its end."""
+        from rlm_jupyter.background import RESULT_WITHIN
+        from rlm_jupyter.widgets.view import Face
+
+        if self._parse(RLMMagics.ask, line).background:
+            raise UsageError("--background: the runs of a panel are in the background as it is; leave it out")
+        run, options = self._read(line, cell, told)
+        self.runs[run.id] = run
+        run.begin()
+
+        def finish() -> tuple[str, Face]:
+            result = run.future.result(RESULT_WITHIN)
+            if options.out is not None:
+                self._shell.user_ns[options.out] = result
+            try:
+                line = self._save_files(result, options.save_files) if options.save_files is not None else ""
+            except UsageError as error:
+                line = str(error)
+            return line, Face(result.value, options.format or self.format)
+
+        return run, options.out, finish
 
     def _begin(self, run: Run, view_name: str, out: str | None, answer_format: str) -> Run:
         """Begin a run in the background, bound to `out` from now on."""
@@ -415,15 +458,14 @@ class RLMMagics(Magics):
         if name is not None:
             check_variable_name(name, {*self._shell.user_ns_hidden, *dir(builtins)})
 
-    def _make(self, settings: RunSettings, prompt: Any, question: str | None) -> Run:
+    def _make(self, settings: RunSettings, prompt: Any, question: str | None, told: Callable[[str], None]) -> Run:
         from rlm_jupyter.run import check, make
 
+        def progress(size: int) -> None:
+            told(f"preparing the context: {size / 1e6:,.0f} MB")
+
         check(settings)
-        told = _Progress()
-        try:
-            return make(settings, prompt, question, self._engine, progress=told, told=told.say)
-        finally:
-            told.clear()
+        return make(settings, prompt, question, self._engine, progress=progress, told=told)
 
     def _watch(self, run: Run, view_name: str, out: str | None, answer_format: str) -> RLMResult:
         """Begin a run, show it until it ends, bind `out`, and give the result; an interrupt stops the run."""
@@ -463,7 +505,7 @@ class RLMMagics(Magics):
             view.finish(Face(result.value if result is not None else None, answer_format))
         return result
 
-    def _save_files(self, result: RLMResult, folder: str) -> None:
+    def _save_files(self, result: RLMResult, folder: str) -> str:
         from rlm_jupyter.errors import SettingsError
 
         try:
@@ -471,7 +513,7 @@ class RLMMagics(Magics):
         except SettingsError as error:
             raise UsageError(str(error)) from None
         names = ", ".join(str(path) for path in saved[:10]) + (", ..." if len(saved) > 10 else "")
-        print(f"{len(saved)} files saved: {names}" if saved else "no files were written by the code, so none are saved")
+        return f"{len(saved)} files saved: {names}" if saved else "no files were written by the code, so none are saved"
 
     @no_var_expand
     @line_magic("rlm")  # type: ignore[arg-type]
@@ -480,7 +522,9 @@ class RLMMagics(Magics):
         self._steering.steer(line)
 
     def close(self) -> None:
-        """End the worker thread and what it keeps."""
+        """End the worker thread and what it keeps, and the panels."""
+        if "panels" in self.__dict__:
+            self.panels.close()
         if "_engine" in self.__dict__:
             self._engine.close()
 
@@ -490,9 +534,6 @@ class _Progress:
 
     def __init__(self) -> None:
         self._width = 0
-
-    def __call__(self, size: int) -> None:
-        self.say(f"preparing the context: {size / 1e6:,.0f} MB")
 
     def say(self, text: str) -> None:
         text = text[:PROGRESS_WIDTH]

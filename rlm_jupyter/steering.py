@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "status": ("", "the defaults in force, and how to change them"),
     "list": ("", "the runs of this session, with how far they are"),
     "show": ("[id]", "a run's result again (the last one, or by its id; also from its trace file)"),
+    "panel": ("", "a form: choose, run, stop; or copy what was chosen as a %%rlm cell"),
     "stop": ("[id]", "stop a run in the background (the one that runs, or by its id); it keeps what there is"),
     "sandboxes": ("[--end ID]", "your sandboxes at Modal; --end ends one, --end all those that were left over"),
     "purge": ("", "delete the trace files"),
@@ -45,10 +46,18 @@ class Steering:
         By id, the newest last.
     defaults
         Gives the defaults in force, by the names of their traits.
+    open_panel
+        Opens a panel in the cell that runs.
     """
 
-    def __init__(self, shell: InteractiveShell, runs: Mapping[str, Run], defaults: Callable[[], Mapping[str, Any]]) -> None:
-        self._shell, self._runs, self._defaults = shell, runs, defaults
+    def __init__(
+        self,
+        shell: InteractiveShell,
+        runs: Mapping[str, Run],
+        defaults: Callable[[], Mapping[str, Any]],
+        open_panel: Callable[[], None],
+    ) -> None:
+        self._shell, self._runs, self._defaults, self._open_panel = shell, runs, defaults, open_panel
 
     def steer(self, line: str) -> None:
         """Do what the line of a `%rlm` says."""
@@ -148,6 +157,11 @@ class Steering:
             hint = f"did you mean {close[0]}?" if close else "%rlm list shows those of this session"
             raise UsageError(f"no run has the id {name}; {hint}")
         return self._runs[name]
+
+    def _panel(self, words: Sequence[str]) -> None:
+        if words:
+            raise UsageError(f"what is {words[0]!r}? %rlm panel takes no more words; its fields begin with %config RLMMagics")
+        self._open_panel()
 
     def _purge(self, words: Sequence[str]) -> None:
         from rlm_jupyter.trace_file import purge, trace_folder

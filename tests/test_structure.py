@@ -81,7 +81,9 @@ MAY_IMPORT = {
     "sandboxes": GROUND | {"kernels.modal_place", "kernels.modal_sandboxes", "run", "widgets.words"},
     "background": {"run", "trace", "widgets"},
     "steering": GROUND | {"doctor", "run", "sandboxes", "trace", "trace_file", "widgets"},
-    "magics": GROUND | {"background", "completion", "contexts", "engine", "result", "run", "steering", "trace", "widgets"},
+    "panels": GROUND | {"completion", "lm.table", "run", "widgets"},
+    "magics": GROUND
+    | {"background", "completion", "contexts", "engine", "panels", "result", "run", "steering", "trace", "widgets"},
     "testing": GROUND,
     "": {"kernels.modal_place", "magics", "rlm", "run", "result", "settings", "errors"},
 }
@@ -167,6 +169,8 @@ def test_loading_the_extension_imports_nothing_heavy() -> None:
         "platformdirs",
         "markdown_it",
         "nh3",
+        "ipywidgets",
+        "anywidget",
     }
     assert heavy.isdisjoint(name.partition(".")[0] for name in loaded)
     assert len([name for name in loaded if name.startswith("rlm_jupyter")]) <= 4
