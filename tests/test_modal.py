@@ -117,7 +117,7 @@ def commands_of(plane: LocalModal, image: str) -> list[str]:
         pytest.param("tunnel", "open", {"network_access_type": "OPEN"}, "an open network: code can send", marks=matrix),
         pytest.param(
             "tunnel", ["pypi.org"], {"network_access_type": "ALLOWLIST", "allowed_domains": ["pypi.org"]},
-            "no network but pypi.org", marks=matrix,
+            "no way out but to pypi.org, one way in (port 8080", marks=matrix,
         ),
         pytest.param("exec", "closed", {"network_access_type": "BLOCKED"}, "no network", marks=matrix),
     ],

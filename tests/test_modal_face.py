@@ -80,7 +80,10 @@ def test_the_magic_runs_in_a_sandbox_of_the_users_image_with_what_was_typed(shel
     assert asked["network_access"]["allowed_domains"] == ["pypi.org", "*.example.com"]
     installed = [line for layer in plane.image(asked["image_id"]) for line in layer["dockerfile_commands"] if "pip" in line]
     assert any("flask" in line for line in installed)
-    assert "isolated: a sandbox at Modal (app from-a-trait), no network but pypi.org, *.example.com" in ran.output
+    assert (
+        "isolated: a sandbox at Modal (app from-a-trait), no way out but to pypi.org, *.example.com, one way in (port 8080"
+        in ran.output
+    )
     assert "the sandbox ends after 900 s, the run may take 901 s: --sandbox-timeout 901" in ran.output
     assert 0 < result.sandbox_seconds <= result.seconds
     for shown in (ran.output, text.render(result.trace), Page(html.render(result.trace)).text):
@@ -279,7 +282,7 @@ def test_the_doctor_tells_package_and_token_and_starts_nothing(plane: LocalModal
     tried = TRIES["modal"]({"env": "modal", "gpu": "T4", "network": "pypi.org"})
     assert (tried.state, tried.engine) == (OK, f"modal {modal.__version__}")
     assert "a token is there (MODAL_TOKEN_ID); not tried" in tried.value
-    assert "no network but pypi.org, GPU T4" in tried.value
+    assert "no way out but to pypi.org, one way in (port 8080, for whoever holds this run's token), GPU T4" in tried.value
     assert TRIES["modal"]({"env": "local"}).state == NOTE
     assert TRIES["modal"]({"env": "modal", "bridge": "x"}).advice.startswith("--bridge='x' is not known")
     assert plane.told().requests - before == {}

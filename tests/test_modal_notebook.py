@@ -19,7 +19,10 @@ RUNS = (
     (f"{CLOSED}; ended after 600 s at most", "0.125 CPU, 128 MiB; billed by Modal, outside --max-cost"),
     (f"{CLOSED}; ended after 600 s at most", "2 CPU, 4096 MiB; billed by Modal, outside --max-cost"),
     (f"{CLOSED}, GPU T4; ended after 300 s at most", "0.125 CPU, 128 MiB, GPU T4; billed by Modal, outside --max-cost"),
-    ("no network but pypi.org, files.pythonhosted.org; ended after 600 s at most", "0.125 CPU, 128 MiB; billed by Modal"),
+    (
+        f"{CLOSED.replace('out', 'out but to pypi.org, files.pythonhosted.org')}; ended after 600 s at most",
+        "0.125 CPU, 128 MiB; billed by Modal",
+    ),
 )
 """What the page of each `%%rlm` says of its sandbox."""
 PRINTED = (

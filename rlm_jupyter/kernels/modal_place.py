@@ -159,9 +159,10 @@ class ModalPlace:
     def isolation(self) -> str:
         """What separates the code from the user's machine, for the banner."""
         tunnel = self.bridge == "tunnel"
-        closed = f"no way out, one way in (port {PORT}, for whoever holds this run's token)" if tunnel else "no network"
+        closed = "no way out" if tunnel else "no network"
         network = {"closed": closed, "open": "an open network: code can send what it reads"}
-        reach = network[self.network] if isinstance(self.network, str) else f"no network but {', '.join(self.network)}"
+        reach = network[self.network] if isinstance(self.network, str) else f"{closed} but to {', '.join(self.network)}"
+        reach += f", one way in (port {PORT}, for whoever holds this run's token)" if tunnel else ""
         given = [f"GPU {self.gpu}"] if self.gpu else []
         given += [f"{len(self.secrets)} secrets"] if self.secrets else []
         given += [f"{len(self.volumes)} volumes"] if self.volumes else []
