@@ -68,7 +68,7 @@ class Completion:
             return [("all", "value")] if words[-1] == "--end" else [(option, "option") for option in ("--app-name", "--end")]
         if words[1:] == ["stop"]:
             return [(name, "run") for name, run in self._runs.items() if run.status == "running"]
-        return [(name, "run") for name in self._runs] if words[1:] == ["show"] else []
+        return [(name, "run") for name in self._runs] if words[1:] in (["show"], ["export"]) else []
 
     def _candidates(self, words: list[str], fragment: str) -> Iterable[tuple[str, str]]:
         action = self._options.get(words[-1]) if len(words) > 1 else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from rlm_jupyter.run import Run
+    from rlm_jupyter.trace import Trace
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "status": ("", "the defaults in force, and how to change them"),
@@ -25,6 +27,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "panel": ("", "a form: choose, run, stop; or copy what was chosen as a %%rlm cell"),
     "stop": ("[id]", "stop a run in the background (the one that runs, or by its id); it keeps what there is"),
     "sandboxes": ("[--end ID]", "your sandboxes at Modal; --end ends one, --end all those that were left over"),
+    "export": ("id file.html", "a run as one interactive file for a browser; --force writes over one that exists"),
     "purge": ("", "delete the trace files"),
     "doctor": ("", "what is here, what is ready, what to type where something is missing; --json"),
 }
@@ -32,7 +35,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 
 HELP = (
     "\n\n::\n\n"
-    + "".join(f"  {f'%rlm {name} {takes}'.rstrip():<20}{does}\n" for name, (takes, does) in COMMANDS.items())
+    + "".join(f"  {f'%rlm {name} {takes}'.rstrip():<26}{does}\n" for name, (takes, does) in COMMANDS.items())
     + "\nTo ask a question, write it in a cell that begins with %%rlm; %%rlm? tells how.\n"
 )
 
@@ -61,7 +64,10 @@ class Steering:
 
     def steer(self, line: str) -> None:
         """Do what the line of a `%rlm` says."""
-        words = line.split()
+        try:
+            words = shlex.split(line)
+        except ValueError as error:
+            raise UsageError(f"cannot read the words after %rlm: {error}") from None
         if not words:
             names = " | ".join(f"{name} {takes}".rstrip() for name, (takes, _) in COMMANDS.items())
             print(f"%rlm {names};  %%rlm? tells how to ask a question")
@@ -92,29 +98,45 @@ class Steering:
             display(shown, raw=True)  # type: ignore[no-untyped-call]
 
     def _show(self, words: Sequence[str]) -> None:
-        from rlm_jupyter.trace import Trace
-        from rlm_jupyter.trace_file import trace_folder
         from rlm_jupyter.widgets.view import Face, open_view
 
-        run = self._runs.get(words[0]) if words else None
-        if not words:
-            if not self._runs:
-                raise UsageError("no run in this session yet; %rlm show ID shows one from its trace file")
-            run = list(self._runs.values())[-1]
-        if run is not None:
-            trace = run.trace
-        else:
-            path = trace_folder() / f"{os.path.basename(words[0])}.jsonl"
-            if not path.is_file():
-                self._named(words[0])
-            try:
-                trace = Trace.from_file(path)
-            except ValueError as error:
-                raise UsageError(f"{path.name} cannot be shown: {error}") from None
-        view = open_view(self._defaults()["view"])
+        if not words and not self._runs:
+            raise UsageError("no run in this session yet; %rlm show ID shows one from its trace file")
+        trace, run = self._trace(words[0] if words else list(self._runs)[-1], "shown")
         value = run.future.result().value if run is not None and run.future.done() else None
+        view = open_view(self._defaults()["view"])
         view.start(trace)
         view.finish(Face(value, self._defaults()["format"]))
+
+    def _export(self, words: Sequence[str]) -> None:
+        from rlm_jupyter.widgets.export import save
+
+        named = [word for word in words if word != "--force"]
+        if len(named) != 2 or any(word.startswith("-") for word in named):
+            raise UsageError(
+                "type %rlm export ID file.html, with --force to write over a file that exists; %rlm list shows ids"
+            )
+        trace, _ = self._trace(named[0], "exported")
+        try:
+            path = save(trace, named[1], force="--force" in words)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        print(f"{path}: {path.stat().st_size:,} bytes; open it in a browser")
+
+    def _trace(self, name: str, done: str) -> tuple[Trace, Run | None]:
+        """Give what there is of a run, by its id: of this session, else from its trace file."""
+        from rlm_jupyter.trace import Trace
+        from rlm_jupyter.trace_file import trace_folder
+
+        if name in self._runs:
+            return self._runs[name].trace, self._runs[name]
+        path = trace_folder() / f"{os.path.basename(name)}.jsonl"
+        if not path.is_file():
+            self._named(name)
+        try:
+            return Trace.from_file(path), None
+        except ValueError as error:
+            raise UsageError(f"{path.name} cannot be {done}: {error}") from None
 
     def _sandboxes(self, words: Sequence[str]) -> None:
         from rlm_jupyter.errors import SettingsError

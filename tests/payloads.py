@@ -9,6 +9,7 @@ import re
 import struct
 import unicodedata
 import zlib
+from collections.abc import Set
 
 from rlm_jupyter import events
 from rlm_jupyter.events import CellPicture, Event, Usage
@@ -208,10 +209,11 @@ def drawn(source: str, alt: str) -> bytes:
 
 
 class Page(html.parser.HTMLParser):
-    """Reads a page as a browser would, refusing every tag and attribute that our pages do not need."""
+    """Reads a page as a browser would, refusing every tag (those in `more` aside) and attribute that our pages do not need."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, more: Set[str] = frozenset()) -> None:
         super().__init__(convert_charrefs=True)
+        self._tags = TAGS | more
         self.pieces: list[str] = []
         self.details = 0
         self.pictures: list[bytes] = []
@@ -225,12 +227,14 @@ class Page(html.parser.HTMLParser):
         return "".join(self.pieces)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag in TAGS, f"<{tag}> is not a tag of ours"
+        assert tag in self._tags, f"<{tag}> is not a tag of ours"
         for name, value in attrs:
             assert name in ATTRIBUTES, f"{name}={value!r} is not an attribute of ours"
             assert ATTRIBUTES[name].fullmatch(value or ""), f"{name}={value!r}"
             assert name == "src" or "url" not in (value or "")
         self.details += tag == "details"
+        if tag in ("br", "hr"):
+            return
         if tag == "img":
             values = dict(attrs)
             assert values.keys() == {"src", "alt", "style"}

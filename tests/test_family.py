@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import io
 import re
+from collections.abc import Callable
 
 import pytest
 
 from rlm_jupyter import events
 from rlm_jupyter.trace import DEPTH_CAP, Trace
-from rlm_jupyter.widgets import fit, html, markup, page, text, timeline, words
+from rlm_jupyter.widgets import export, fit, html, markup, page, text, timeline, words
 from rlm_jupyter.widgets.terminal import TextView
-from tests.payloads import Page
+from tests.payloads import Page, run_of
 from tests.runs import ANSWER, Script, fenced
 
 KIN = "rlm_query_batched(questions)"
@@ -112,6 +113,35 @@ def test_what_the_family_took_is_in_the_row_of_its_iteration() -> None:
     figures = words.iteration_figures(trace.iterations[0])
     assert figures[0] == "3 rlm_query: 3 answered"
     assert figures[1] == words.tokens(sum((child.usage for child in trace.children), trace.iterations[0].usage))
+
+
+def long_lines() -> list[events.Event]:
+    """Give a run with a line of 5 MB in a reply, a code, an output, a prompt, a child's answer and the answer."""
+    line = "<é" * 2_500_000
+    script = Script().ask(line).run(line, ("stdout", line)).call(prompt=line).child("q").ask("x").answered(line).done()
+    return script.end(answer=line).events
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [pytest.param(long_lines, id="lines"), pytest.param(lambda: run_of("<é" * 2_500_000), id="all", marks=pytest.mark.matrix)],
+)
+def test_a_line_of_5_mb_is_cut_in_every_renderer(stream: Callable[[], list[events.Event]]) -> None:
+    every = stream()
+    trace = Trace.from_events(every)
+    assert fit.weight(html.render(trace)) <= page.CAP
+    assert fit.weight(text.render(trace)) <= text.CAP + 64
+    assert len(export.render(trace)) < 30_000_000
+    file, shown = io.StringIO(), Trace()
+    view = TextView(file, lambda: 0.0)
+    view.start(shown)
+    for event in every:
+        shown.add(event)
+        view.update(event)
+    view.finish()
+    assert len(file.getvalue()) < 1_000_000
+    for told in (html.render(trace), text.render(trace), file.getvalue()):
+        assert "characters left out" in told
 
 
 BAR = re.compile(r'<div style="(?:margin-left:([\d.]+)%;)?width:([\d.]+)%;border-top:7px solid (#\w{6})"></div>')

@@ -183,7 +183,7 @@ class TextView:
         self._close_iteration()
         self._paper.put("heading", "\n" + text.headline(self._trace))
         if self._trace.answer:
-            self._paper.put("answer", "\n" + words.visible(self._trace.answer).strip("\n"))
+            self._paper.put("answer", "\n" + words.visible(events.clip(self._trace.answer)).strip("\n"))
         if self._trace.error:
             self._paper.put("error", "\n" + led(shorten(self._trace.error, LINES, 4096), BANG))
         if note := words.outcome(self._trace):

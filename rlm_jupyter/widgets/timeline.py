@@ -25,6 +25,8 @@ BARS = 60
 """Bars of one strip, and slices of one that shows numbers."""
 NARROW = 0.3
 """Per cent of the width that a bar takes at least."""
+GAP = 0.15
+"""Per cent of the width between two bars."""
 HEIGHT = 7
 TALL = 28
 
@@ -183,7 +185,7 @@ def _strip(lane: Lane) -> list[Part]:
     cursor = 0.0
     for bar in lane if len(lane) <= BARS else _merged(lane):
         left = max(bar.start * 100, cursor)
-        width = min(max(bar.end * 100 - left, NARROW), 100 - left)
+        width = min(max(bar.end * 100 - left - GAP, NARROW), 100 - left)
         if width <= 0:
             continue
         gap = f"margin-left:{left - cursor:.1f}%;" if left - cursor >= 0.05 else ""

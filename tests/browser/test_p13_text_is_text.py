@@ -6,18 +6,22 @@ payload that runs where a notebook is trusted, and mathematics that is typeset.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import nbconvert
 import nbformat
+import pandas as pd
 import pytest
 from playwright.sync_api import Page
 
 from rlm_jupyter.events import Event
 from rlm_jupyter.trace import Trace
-from rlm_jupyter.widgets import html
+from rlm_jupyter.widgets import export, html, listing, markdown
+from rlm_jupyter.widgets.view import Face
+from tests import facts
 from tests.browser.lab import Browser, Lab, notebook, output_cell
 from tests.payloads import ATTRIBUTES, EVERYTHING, FORGED, PAYLOADS, TAGS, drawn, pictured, png, run_of
 from tests.payloads import Page as Parsed
@@ -46,7 +50,17 @@ def forged() -> list[Event]:
 
 
 def bundles() -> list[dict[str, str]]:
-    return [html.bundle(Trace.from_events(stream)) for stream in (forged(), *map(run_of, TEXTS))]
+    """Give runs of which every text is a payload, one with markdown drawn, one with a table, and a list of runs."""
+    traces = [Trace.from_events(stream) for stream in (forged(), *map(run_of, TEXTS))]
+    drawn, table = Trace.from_events(run_of(EVERYTHING)), Trace.from_events(run_of(EVERYTHING))
+    drawn.answer_type = "str"
+    cells = pd.DataFrame({PAYLOADS["image"]: pd.Series(TEXTS, dtype=object)})
+    faces = [html.bundle(drawn, face=Face(EVERYTHING, "markdown")), html.bundle(table, face=Face(cells))]
+    return [*map(html.bundle, traces), *faces, listing.bundle(traces)]
+
+
+def text_of(bundle: dict[str, str]) -> str:
+    return Parsed(bundle["text/html"], more=markdown.TAGS).text
 
 
 def settle(page: Page) -> None:
@@ -67,7 +81,7 @@ def check(page: Page, browser: Browser, expected: list[str], pictures: int) -> N
     assert squeezed(root["text"] for root in found) == squeezed(expected)
     for root in found:
         for tag, attributes in root["nodes"]:
-            assert tag in TAGS, f"<{tag}> in our output"
+            assert tag in TAGS | markdown.TAGS | {"tbody"}, f"<{tag}> in our output"
             assert set(attributes) <= ATTRIBUTES.keys(), f"{attributes} in our output"
     assert [drawn(*image) for root in found for image in root["pictures"]] == [png()] * pictures
     assert page.evaluate(PWNED) == []
@@ -84,7 +98,7 @@ def test_p13_a_saved_notebook_shows_text(lab: Lab, browser: Browser, trusted: bo
     page = lab.open(browser, name).page
     settle(page)
     assert (page.evaluate("() => window.__control") == 1) is trusted
-    check(page, browser, [Parsed(bundle["text/html"]).text for bundle in shown], pictures=1)
+    check(page, browser, [text_of(bundle) for bundle in shown], pictures=1)
     assert browser.foreign() == []
 
 
@@ -103,9 +117,35 @@ def test_p13_an_exported_page_shows_text(tmp_path: Path, browser: Browser) -> No
         page.wait_for_load_state("load")
         urls.append(sorted(browser.requests[before + 1 :]))
         if name == "full":
-            check(page, browser, [Parsed(bundle["text/html"]).text for bundle in shown], pictures=1)
+            check(page, browser, [text_of(bundle) for bundle in shown], pictures=1)
             urls[-1] = [url for url in urls[-1] if not url.startswith("data:image/png;base64,")]
     assert urls[0] == urls[1], "the export asks for what it would ask for without our outputs, and nothing else"
+
+
+SHAPES = """() => [...new Set([...document.querySelectorAll('*')].map(
+  node => [node.localName, ...node.getAttributeNames().sort()].join(' ')))].sort()"""
+
+
+def test_p13_a_file_for_a_browser_shows_text(tmp_path: Path, browser: Browser) -> None:
+    shapes: dict[str, set[str]] = {"plain": set(), "script": set()}
+    script = Script().ask("```repl\nplot()\n```").run("plain").done().run("plot()")
+    script.events.append(pictured(2, png()))
+    plain = [run_of("plain"), run_of("plain\n" * 1000), script.done().end(answer="x").events]
+    for word, streams in (("plain", plain), ("script", [run_of(EVERYTHING), forged()])):
+        for number, stream in enumerate(streams):
+            path = tmp_path / f"{word}{number}.html"
+            path.write_text(export.render(Trace.from_events(stream)), encoding="utf-8")
+            page = browser.open(path.as_uri())
+            facts.front(page)
+            page.get_by_role("button", name="Timeline").click()
+            shapes[word] |= set(page.evaluate(SHAPES))
+            page.get_by_role("searchbox").fill(word)
+            page.get_by_text(re.compile(r"^\d+ found$")).wait_for()
+            shapes[word] |= set(page.evaluate(SHAPES))
+            assert page.evaluate(PWNED) == []
+    assert shapes["script"] <= shapes["plain"], "what a run holds brings no element and no attribute"
+    assert browser.dialogs == browser.popups == browser.foreign() == []
+    assert all(url.startswith(("file:", "data:image/png;base64,")) for url in browser.requests)
 
 
 LIVE = """import json, time

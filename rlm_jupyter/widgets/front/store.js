@@ -81,6 +81,18 @@ class Store {
     return true;
   }
 
+  // Take back the words that a cell put out for a picture: it takes their place.
+  untell(cell, words) {
+    const told = cell.out;
+    const siblings = cell.turn.children;
+    if (!told || siblings[siblings.length - 1] !== told || !told.text.trimEnd().endsWith(words)) return;
+    told.text = told.text.slice(0, told.text.lastIndexOf(words));
+    this.touch(told);
+    if (told.text.trim()) return;
+    siblings.pop();
+    told.gone = true;
+  }
+
   resync() {
     const now = performance.now();
     if (this.asked && now - this.asked < 1000) return;
@@ -249,6 +261,7 @@ const FOLDS = {
     const cell = store.cells.get(`${record.b}/${record.c}`);
     if (!cell) return;
     const good = PICTURE_TYPES.includes(record.type) && typeof record.data === "string" && PICTURE.test(record.data);
+    store.untell(cell, `[a picture of ${record.w}x${record.h}]`);
     store.node("pic", cell.turn, {
       text: record.told, source: good ? `data:${record.type};base64,${record.data}` : "",
       width: figure(record.w), height: figure(record.h),

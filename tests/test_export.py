@@ -1,0 +1,148 @@
+"""A run as one file: whole, with nothing to load, nothing that breaks out, and written where and when one said so."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from rlm_jupyter.trace import Trace
+from rlm_jupyter.trace_file import trace_folder
+from rlm_jupyter.widgets import export
+from tests.payloads import PAYLOADS, run_of
+from tests.runs import ANSWER, short_run
+from tests.shells import Shell, open_shell
+from tests.test_family import many_children
+
+KNOWN = {"html", "head", "meta", "title", "style", "body", "main", "noscript", "pre", "dl", "dt", "dd", "script"}
+
+
+class File(HTMLParser):
+    """Reads an exported file as a browser would: its elements, their attributes, and what scripts and styles hold."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self._within = False
+        self.feed(source)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in KNOWN, tag
+        self.elements.append((tag, dict(attrs)))
+        self.texts.append("")
+        self._within = True
+
+    def handle_data(self, data: str) -> None:
+        if self._within:
+            self.texts[-1] += data
+
+    def handle_endtag(self, tag: str) -> None:
+        self._within = False
+
+    def handle_comment(self, data: str) -> None:
+        raise AssertionError(f"a comment: {data!r}")
+
+    def of(self, tag: str, **attributes: str) -> str:
+        (found,) = [
+            text
+            for (name, held), text in zip(self.elements, self.texts, strict=True)
+            if name == tag and attributes.items() <= held.items()
+        ]
+        return found
+
+
+def shape(source: str) -> list[tuple[str, dict[str, str | None]]]:
+    return [element for element in File(source).elements if element[0] not in ("dt", "dd")]
+
+
+@pytest.mark.parametrize("name", PAYLOADS)
+def test_p13_a_payload_in_every_field_changes_no_element_of_the_file(name: str) -> None:
+    source = export.render(Trace.from_events(run_of(PAYLOADS[name])))
+    assert shape(source) == shape(export.render(Trace.from_events(run_of("plain"))))
+    source.encode("utf-8")
+    assert json.loads(File(source).of("script", type="application/json"))
+
+
+def test_the_policy_allows_this_code_and_this_style_and_nothing_else() -> None:
+    file = File(export.render(Trace.from_events(short_run().end(answer=ANSWER).events)))
+    (policy,) = [held["content"] for tag, held in file.elements if held.get("http-equiv") == "Content-Security-Policy"]
+    rules = dict(rule.strip().split(" ", 1) for rule in (policy or "").split(";"))
+    digests = {
+        kind: "'sha256-" + base64.b64encode(hashlib.sha256(held.encode()).digest()).decode() + "'"
+        for kind, held in (("script-src", file.of("script", type="module")), ("style-src", file.of("style")))
+    }
+    rest = {"default-src": "'none'", "img-src": "data:", "base-uri": "'none'", "form-action": "'none'"}
+    assert rules == rest | digests
+    assert not re.search(r"https?://|//[a-z]", file.of("script", type="module").replace("// ", ""))
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|new Function", file.of("script", type="module")
+    )
+
+
+def test_the_file_holds_the_whole_run() -> None:
+    trace = Trace.from_events(many_children(300).end(answer=ANSWER).events)
+    messages = json.loads(File(export.render(trace)).of("script", type="application/json"))
+    kinds = [record["k"] for message in messages for record in message["records"]]
+    assert kinds.count("child") == len(trace.children) == 300
+    assert kinds.count("call") == kinds.count("got") == len(trace.calls)
+    assert messages == json.loads(json.dumps(export.messages(trace)))
+
+
+@pytest.fixture
+def shell() -> Iterator[Shell]:
+    with open_shell() as opened:
+        yield opened
+
+
+def test_export_writes_a_new_file_and_over_none_that_exists(shell: Shell, tmp_path: Path) -> None:
+    trace = Trace.from_events(short_run().end(answer=ANSWER).events)
+    (trace_folder() / "kept.jsonl").write_text(trace.to_jsonl(), encoding="utf-8")
+    target = tmp_path / "a run.html"
+    ran = shell.run(f"%rlm export kept '{target}'")
+    assert ran.error is None
+    assert f"{target.stat().st_size:,} bytes" in ran.output
+    written = target.read_text(encoding="utf-8")
+    assert written == export.render(Trace.from_jsonl(trace.to_jsonl()))
+    assert target.stat().st_mode & 0o777 == 0o600
+    target.write_text("mine", encoding="utf-8")
+    ran = shell.run(f"%rlm export kept '{target}'")
+    assert ran.output.startswith("UsageError: ")
+    assert "exists; --force writes over it" in ran.output
+    assert target.read_text(encoding="utf-8") == "mine"
+    assert shell.run(f"%rlm export kept '{target}' --force").error is None
+    assert target.read_text(encoding="utf-8") == written
+    assert [path.name for path in tmp_path.iterdir()] == ["a run.html"]
+
+
+def test_what_cannot_be_exported_is_one_line_and_writes_nothing(shell: Shell, tmp_path: Path) -> None:
+    folder = trace_folder()
+    (folder / "kept.jsonl").write_text(Trace.from_events(short_run().end().events).to_jsonl(), encoding="utf-8")
+    (folder / "bad.jsonl").write_bytes(b"\xff\xfe")
+    (tmp_path / "folder.html").mkdir()
+    (tmp_path / "link.html").symlink_to(tmp_path / "elsewhere.html")
+    before = sorted(tmp_path.iterdir())
+    for line, told in (
+        ("", "type %rlm export ID file.html"),
+        ("kept", "type %rlm export ID file.html"),
+        ("kept x.html --what", "type %rlm export ID file.html"),
+        (f"nobody {tmp_path}/x.html", "no run has the id nobody"),
+        (f"../kept {tmp_path}/x.txt", "must end in .html"),
+        (f"kept {tmp_path}/none/x.html", "there is no folder"),
+        (f"kept {tmp_path}/folder.html", "that is a folder"),
+        (f"kept {tmp_path}/link.html --force", "that is a link"),
+        (f"bad {tmp_path}/x.html", "bad.jsonl cannot be exported"),
+        ("kept 'x.html", "cannot read the words"),
+    ):
+        ran = shell.run(f"%rlm export {line}")
+        assert ran.output.startswith("UsageError: "), line
+        assert told in ran.output, line
+        assert ran.output.strip().count("\n") == 0
+    assert sorted(tmp_path.iterdir()) == before
