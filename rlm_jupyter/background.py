@@ -25,17 +25,22 @@ RESULT_WITHIN = 60.0
 
 def begin(run: Run, view_name: str, answer_format: str = "text") -> None:
     """Show a run in the cell that runs now, and begin it. When it cannot begin, or at an interrupt, it is stopped."""
-    view, trace, feed = open_view(view_name, run.stop, beside=True), Trace(), run.feed()
     try:
-        view.start(trace)
-        arguments = (run, view, trace, feed, answer_format)
-        threading.Thread(target=_follow, args=arguments, name=f"rlm_jupyter view {run.id}", daemon=True).start()
+        attach(run, view_name, answer_format)
         run.shown = True
         run.begin()
     except BaseException:
         run.stop()
         run.begin()  # so that it ends, and its view with it
         raise
+
+
+def attach(run: Run, view_name: str, answer_format: str = "text") -> None:
+    """Show a run in the cell that runs now, from its first event on, whoever began it and wherever else it is shown."""
+    view, trace, feed = open_view(view_name, run.stop, beside=True), Trace(), run.feed()
+    view.start(trace)
+    arguments = (run, view, trace, feed, answer_format)
+    threading.Thread(target=_follow, args=arguments, name=f"rlm_jupyter view {run.id}", daemon=True).start()
 
 
 def _follow(run: Run, view: View, trace: Trace, feed: Feed, answer_format: str) -> None:

@@ -66,7 +66,7 @@ class Completion:
             return [("--json", "option")]
         if words[1:2] == ["sandboxes"]:
             return [("all", "value")] if words[-1] == "--end" else [(option, "option") for option in ("--app-name", "--end")]
-        if words[1:] == ["stop"]:
+        if words[1:] in (["attach"], ["stop"]):
             return [(name, "run") for name, run in self._runs.items() if run.status == "running"]
         return [(name, "run") for name in self._runs] if words[1:] in (["show"], ["export"]) else []
 

@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "list": ("", "the runs of this session, with how far they are"),
     "show": ("[id]", "a run's result again (the last one, or by its id; also from its trace file)"),
     "panel": ("", "a form: choose, run, stop; or copy what was chosen as a %%rlm cell"),
+    "attach": ("[id]", "a run that is running, live in this cell (after the page was loaded anew; the one, or by its id)"),
     "stop": ("[id]", "stop a run in the background (the one that runs, or by its id); it keeps what there is"),
     "sandboxes": ("[--end ID]", "your sandboxes at Modal; --end ends one, --end all those that were left over"),
     "export": ("id file.html", "a run as one interactive file for a browser; --force writes over one that exists"),
@@ -147,11 +148,16 @@ class Steering:
         except SettingsError as error:
             raise UsageError(str(error)) from None
 
+    def _attach(self, words: Sequence[str]) -> None:
+        from rlm_jupyter.background import attach
+
+        attach(self._running(words, "attach"), self._defaults()["view"], self._defaults()["format"])
+
     def _stop(self, words: Sequence[str]) -> None:
         from rlm_jupyter.run import STOP_WITHIN
         from rlm_jupyter.widgets.words import headline, status
 
-        run = self._running(words)
+        run = self._running(words, "stop")
         run.stop()
         try:
             run.future.result(STOP_WITHIN)
@@ -160,14 +166,15 @@ class Steering:
             return
         print(f"{status(run.trace)}: {run.id}; {', '.join(headline(run.trace)[:4])}; %rlm show {run.id}")
 
-    def _running(self, words: Sequence[str]) -> Run:
+    def _running(self, words: Sequence[str], command: str) -> Run:
         """Give the run that is meant, if it is running."""
         running = [run for run in self._runs.values() if run.status == "running"]
         if not words:
             if len(running) == 1:
                 return running[0]
             names = ", ".join(run.id for run in running)
-            raise UsageError(f"several runs are running: %rlm stop ID with one of {names}" if running else "no run is running")
+            several = f"several runs are running: %rlm {command} ID with one of {names}"
+            raise UsageError(several if running else "no run is running")
         run = self._named(words[0])
         if run.status != "running":
             raise UsageError(f"{run.id} has ended already ({run.status}); %rlm show {run.id} shows it")

@@ -126,7 +126,7 @@ def test_a_key_with_a_line_end_is_refused(shell: Shell, monkeypatch: pytest.Monk
         ("%%rlm --model de", ["deepseek/", "demo"]),
         ("%%rlm --model ollam", ["ollama/"]),
         ("%%rlm --price-as gpt-5-m", ["gpt-5-mini"]),
-        ("%rlm ", ["doctor", "export", "list", "panel", "purge", "sandboxes", "show", "status", "stop"]),
+        ("%rlm ", ["attach", "doctor", "export", "list", "panel", "purge", "sandboxes", "show", "status", "stop"]),
         ("%rlm doctor ", ["--json"]),
         ("%rlm s", ["sandboxes", "show", "status", "stop"]),
     ],

@@ -80,7 +80,7 @@ MAY_IMPORT = {
     "doctor": GROUND | {"lm", "redaction", "trace_file", "trials"},
     "sandboxes": GROUND | {"kernels.modal_place", "kernels.modal_sandboxes", "run", "widgets.words"},
     "background": {"run", "trace", "widgets"},
-    "steering": GROUND | {"doctor", "run", "sandboxes", "trace", "trace_file", "widgets"},
+    "steering": GROUND | {"background", "doctor", "run", "sandboxes", "trace", "trace_file", "widgets"},
     "panels": GROUND | {"completion", "lm.table", "run", "widgets"},
     "magics": GROUND
     | {"background", "completion", "contexts", "engine", "panels", "result", "run", "steering", "trace", "widgets"},

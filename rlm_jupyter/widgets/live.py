@@ -9,7 +9,7 @@
         widget.update(event)
     widget.finish()
 
-It holds no state but its own code: what is shown goes to the page in messages and is saved nowhere.
+It holds no state but its own code and a name: what is shown goes to the page in messages and is saved nowhere.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ import functools
 from collections.abc import Callable
 from importlib import resources
 from typing import Any
+from uuid import uuid4
 
 import anywidget
 import ipywidgets
+import traitlets
 
 from rlm_jupyter.events import Event
 from rlm_jupyter.trace import Trace
@@ -47,11 +49,13 @@ class LiveWidget(anywidget.AnyWidget):
         What the Stop button does, from any thread; None: there is no such button.
     """
 
+    name = traitlets.Unicode().tag(sync=True)
+
     def __init__(self, on_stop: Callable[[], None] | None = None) -> None:
         self._teller = Teller(self._tell, on_stop)
         self._esm = source(*SOURCES)
         self._css = source("live.css")
-        super().__init__(layout=ipywidgets.Layout(width="100%"))
+        super().__init__(name=uuid4().hex, layout=ipywidgets.Layout(width="100%"))
         self.on_msg(self._heard)
 
     def open(self) -> None:

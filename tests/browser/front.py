@@ -19,12 +19,15 @@ PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>fron
 MOUNT = """async source => {
   const module = await import(URL.createObjectURL(new Blob([source], {type: 'text/javascript'})));
   const handlers = [];
-  const model = {sent: [], send(message) { this.sent.push(message); }, on(name, handler) { handlers.push(handler); }};
-  window.model = model;
+  const sent = [];
+  // As anywidget does it: who initializes and each view have objects of their own for the same model.
+  const model = () => ({get: key => key === 'name' ? 'one' : undefined, send: message => sent.push(message),
+    on: (name, handler) => handlers.push(handler)});
+  window.sent = sent;
   window.front = module;
   window.tell = text => JSON.parse(text).forEach(message => handlers.forEach(handler => handler(message)));
-  module.default.initialize({model});
-  window.close_view = module.default.render({model, el: document.getElementById('host')});
+  module.default.initialize({model: model()});
+  window.close_view = module.default.render({model: model(), el: document.getElementById('host')});
 }"""
 DRAWN = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => requestAnimationFrame(done))))"
 

@@ -57,9 +57,17 @@ OPEN = """async path => {
   await panel.sessionContext.session.kernel.info;
   window.__panel = panel;
 }"""
+THE_ONE = """async () => {
+  const app = window.jupyterapp;
+  await app.restored;
+  const panel = app.shell.currentWidget;
+  await Promise.all([panel.context.ready, panel.revealed, panel.sessionContext.ready]);
+  await panel.sessionContext.session.kernel.info;
+  window.__panel = panel;
+}"""
 START = """async index => {
   const {commands, shell} = window.jupyterapp, panel = window.__panel;
-  shell.activateById(panel.id);
+  shell.activateById?.(panel.id);
   panel.content.activeCellIndex = index;
   const begun = new Promise(resolve => panel.sessionContext.iopubMessage.connect(
     (_, message) => message.header.msg_type === 'execute_input' && resolve()));
@@ -134,6 +142,14 @@ class Lab:
         opened.ask(OPEN, name)
         return opened
 
+    def open_in_notebook(self, browser: Browser, name: str) -> OpenNotebook:
+        """Open a notebook of the folder in Notebook 7, which the same server serves, and wait until its kernel has answered."""
+        page = browser.open(self.url(f"notebooks/{name}"))
+        page.wait_for_function("() => window.jupyterapp !== undefined")
+        opened = OpenNotebook(page, self.folder / name)
+        opened.ask(THE_ONE)
+        return opened
+
     def save(self, name: str, cells: list[Any], trusted: bool) -> Path:
         """Write a notebook with outputs to the server's folder, signed with the server's key if it is to be trusted."""
         path = self.folder / name
@@ -189,7 +205,7 @@ def jupyter_lab(base: Path) -> Iterator[Lab]:
     token = secrets.token_hex(16)
     options = ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0", f"--ServerApp.root_dir={folder}",
                f"--IdentityProvider.token={token}", "--LabApp.extension_manager=readonly",
-               "--LabApp.expose_app_in_browser=True"]  # fmt: skip
+               "--LabApp.expose_app_in_browser=True", "--JupyterNotebookApp.expose_app_in_browser=True"]  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, "-m", "jupyterlab", *options],
         cwd=folder,

@@ -152,7 +152,7 @@ def test_messages_are_numbered_and_a_gap_is_mended(page: Page) -> None:
     mount(page, messages=messages[:5])
     tell(page, messages[3:5])
     tell(page, messages[6:9])
-    asked = page.evaluate("() => model.sent.filter(message => message.kind === 'resync')")
+    asked = page.evaluate("() => sent.filter(message => message.kind === 'resync')")
     assert len(asked) == 1, "once, however many messages come after the gap"
     tell(page, kernel.hear(asked[0]))
     expect(page.locator(".rlm-turn")).to_have_count(5)
@@ -229,7 +229,7 @@ def test_stop_is_a_message_and_is_there_only_while_it_does_anything(page: Page) 
     mount(page, messages=told(stream))
     page.get_by_role("button", name="Stop").click()
     expect(page.locator(".rlm-stop")).to_be_disabled()
-    assert page.evaluate("() => model.sent.filter(message => message.kind === 'stop').length") == 1
+    assert page.evaluate("() => sent.filter(message => message.kind === 'stop').length") == 1
 
 
 def test_figures_are_those_of_the_other_views(page: Page) -> None:
@@ -350,7 +350,7 @@ def test_ten_thousand_nodes_are_told_whole_and_few_are_on_the_page(page: Page) -
     )
     assert drawn < 100
     expect(page.locator(".rlm-progress")).to_have_text("iteration 20 of 30 · sub-calls 9,540 ok, 60 failed")
-    assert page.evaluate("() => model.sent.filter(message => message.kind === 'resync').length") == 0
+    assert page.evaluate("() => sent.filter(message => message.kind === 'resync').length") == 0
     page.get_by_role("button", name="Expand all").click()
     page.evaluate(DRAWN)
     most = page.evaluate(

@@ -1,13 +1,15 @@
 // One run, live: the view that anywidget draws. `wire.py` makes what comes in, `store.js` folds it, `rows.js` draws the tree.
 
-const STORES = new WeakMap();
+// By the name of the run's widget: anywidget gives each view, and `initialize`, a model object of its own.
+const STORES = new Map();
 let views = 0;
 
 function storeOf(model) {
-  let store = STORES.get(model);
+  const name = model.get("name");
+  let store = STORES.get(name);
   if (!store) {
     store = new Store((message) => model.send(message));
-    STORES.set(model, store);
+    STORES.set(name, store);
     model.on("msg:custom", (message) => store.take(message));
   }
   return store;
@@ -376,6 +378,7 @@ export default {
       setTimeout(ask, Math.min(60 * 1.7 ** waits, 5000));
     };
     ask();
+    return () => STORES.delete(model.get("name"));
   },
   render({ model, el }) {
     const view = new View(storeOf(model), el);
