@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "events": set(),
     "settings": {"errors"},
     "redaction": {"events"},
+    "network": {"errors"},
     "trace": {"events"},
     "trace_file": {"events", "trace"},
     "result": {"errors", "events", "files", "trace", "widgets"},
@@ -34,8 +35,8 @@ MAY_IMPORT = {
     "values": GROUND | {"pictures"},
     "replies": set(),
     "budget": GROUND | {"lm.prices"},
-    "lm": GROUND | {"budget", "kernels.messages", "redaction"},
-    "kernels": GROUND | {"contexts", "pictures", "values"},
+    "lm": GROUND | {"budget", "kernels.messages", "redaction", "network"},
+    "kernels": GROUND | {"contexts", "network", "pictures", "values"},
     "kernels.guest": set(),
     "prompts": {"kernels.kernel"},
     "loop": GROUND

@@ -6,8 +6,6 @@ What the environment says about proxies and certificates is honoured, and bypass
 
 from __future__ import annotations
 
-import ipaddress
-import os
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
@@ -19,7 +17,8 @@ import httpx2
 import openai
 from openai import AsyncOpenAI, AsyncStream, DefaultAioHttpClient, Omit
 
-from rlm_jupyter.errors import LMError, LMRefused, LMReplyError, LMUnavailable
+from rlm_jupyter import network
+from rlm_jupyter.errors import LMError, LMRefused, LMReplyError, LMUnavailable, SettingsError
 from rlm_jupyter.lm.dialects import OPENAI, Dialect
 from rlm_jupyter.lm.failures import Failure, Spent, one_line
 from rlm_jupyter.settings import MIB, PROMPT_CAP
@@ -79,27 +78,12 @@ class _OpenAI(AsyncOpenAI):
         return dict(self.sent)
 
 
-def is_loopback(host: str) -> bool:
-    """Tell whether `host` is this machine by name or address; no look-up is made."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
+def _security() -> ssl.SSLContext | bool:
+    """Give the authorities that a firm's own variables name; `SSL_CERT_FILE` and `SSL_CERT_DIR` httpx2 reads itself."""
     try:
-        return ipaddress.ip_address(host.split("%")[0]).is_loopback
-    except ValueError:
-        return False
-
-
-def _ssl_context() -> ssl.SSLContext | bool:
-    """Give what `REQUESTS_CA_BUNDLE` names, which firms set; `SSL_CERT_FILE` and `SSL_CERT_DIR` httpx2 reads itself."""
-    bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
-    if not bundle or os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR"):
-        return True
-    try:
-        if os.path.isdir(bundle):
-            return ssl.create_default_context(capath=bundle)
-        return ssl.create_default_context(cafile=bundle)
-    except OSError:
-        raise LMRefused(f"REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names {bundle}, which cannot be read") from None
+        return network.bundle() or True
+    except SettingsError as error:
+        raise LMRefused(str(error)) from None
 
 
 class Connection:
@@ -111,12 +95,12 @@ class Connection:
         bearer = key if dialect.key_header == "Authorization" else None
         url = urlsplit(base_url)
         self.where = url.netloc.rpartition("@")[2] or base_url
-        local = is_loopback(url.hostname or "")
+        local = network.is_loopback(url.hostname or "")
         plain = local and url.scheme == "http"
         http = _Client(
             follow_redirects=False,
             trust_env=not local,
-            verify=False if plain else _ssl_context(),  # no TLS there, and loading certificates takes 50 ms
+            verify=False if plain else _security(),  # no TLS there, and loading certificates takes 50 ms
         )
         self._client = _OpenAI(
             api_key=bearer or "", base_url=base_url, max_retries=0, http_client=http, _enforce_credentials=False

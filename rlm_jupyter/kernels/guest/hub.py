@@ -69,6 +69,7 @@ class Hub:
         self._spare: GuestKernel | None = None
         self._spare_failures = 0
         self._cells: dict[int, int] = {}
+        self._starts: dict[int, wire.Start] = {}
         self._forker_end = ""
         self._memory = Memory(settings.get("box", False))
         self._orders: dict[type[wire.Message], Callable[[Any], None]] = {
@@ -181,7 +182,13 @@ class Hub:
     def _exited(self, pid: int, status: int) -> None:
         for kernel in list(self._all.values()):
             if kernel.pid == pid:
-                kernel.exited(status, self._cause(kernel) if _killed(status) else "")
+                cause = self._cause(kernel) if _killed(status) else ""
+                number = kernel.number if self._forker_end and not kernel.ready and not kernel.closing else 0
+                if number and kernel.how != "cold":  # it was about to start when its parent ended: another one does, cold
+                    kernel.number = 0
+                kernel.exited(status, cause)
+                if number and not kernel.number:
+                    self._begin(self._starts[number])
 
     def _cause(self, kernel: GuestKernel) -> str:
         """Say why a kernel was killed that we have not killed, where that is known for certain."""
@@ -222,6 +229,11 @@ class Hub:
         if order.kernel in self._cells:
             return
         self._cells[order.kernel] = 0
+        self._begin(order)
+
+    def _begin(self, order: wire.Start) -> None:
+        """Give the host a kernel of that number: the spare, or a new one."""
+        self._starts[order.kernel] = order
         kernel, self._spare = self._spare, None
         if kernel is None:
             try:
