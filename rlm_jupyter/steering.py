@@ -126,8 +126,7 @@ class Steering:
 
     def _trace(self, name: str, done: str) -> tuple[Trace, Run | None]:
         """Give what there is of a run, by its id: of this session, else from its trace file."""
-        from rlm_jupyter.trace import Trace
-        from rlm_jupyter.trace_file import trace_folder
+        from rlm_jupyter.trace_file import salvage, trace_folder
 
         if name in self._runs:
             return self._runs[name].trace, self._runs[name]
@@ -135,7 +134,7 @@ class Steering:
         if not path.is_file():
             self._named(name)
         try:
-            return Trace.from_file(path), None
+            return salvage(path), None
         except ValueError as error:
             raise UsageError(f"{path.name} cannot be {done}: {error}") from None
 

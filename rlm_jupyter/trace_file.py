@@ -1,20 +1,23 @@
 """Where traces are kept: a file for each run, in a folder that only its owner can read (0700).
 
 A file holds one event per line, as it comes, and stops growing at `FILE_CAP`; the end of the run is always in it. What is read
-back from one is read by `Trace.from_file`, which takes nothing in it on trust. `%rlm purge` deletes the folder's traces.
+back from one is read by `Trace.from_file`, which takes nothing in it on trust; `salvage` reads what it can of one that is
+damaged. `%rlm purge` deletes the folder's traces.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
 from rlm_jupyter import events
 from rlm_jupyter.events import Event
-from rlm_jupyter.trace import FILE_CAP, PICTURES_CAP, PictureRoom
+from rlm_jupyter.trace import END_CAP, FILE_CAP, LINE_CAP, PICTURES_CAP, PictureRoom, Trace
 
 FOLDER_CAP = 1024 * 1024 * 1024
 
@@ -68,6 +71,37 @@ class TraceFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+def salvage(path: Path) -> Trace:
+    """Read a trace file; of one that is damaged what can be read, the rest counted. A ValueError where that is nothing."""
+    try:
+        return Trace.from_file(path)
+    except ValueError:
+        trace = _readable(path)
+        if not trace.run:
+            raise
+        return trace
+
+
+def _readable(path: Path) -> Trace:
+    with path.open("rb") as file:
+        lines = file.read(FILE_CAP + END_CAP).split(b"\n")
+    trace, lost = Trace(), 0
+    for line in filter(None, lines):
+        kept = len(trace.events)
+        try:
+            data: Any = json.loads(line.decode("utf-8")) if len(line) <= LINE_CAP else None
+            event = events.from_later(data) if events.is_later(data) else events.from_dict(data)
+            if event is None:
+                raise ValueError("not understood")
+            trace.add(event)
+        except (ValueError, RecursionError):
+            del trace.events[kept:]
+            lost += 1
+    trace.unread = lost
+    trace.notices.append(f"this trace file is damaged: {lost:,} of its lines cannot be read and are left out")
+    return trace
 
 
 def purge(folder: Path, keep_bytes: int = 0) -> int:

@@ -146,3 +146,24 @@ def test_what_cannot_be_exported_is_one_line_and_writes_nothing(shell: Shell, tm
         assert told in ran.output, line
         assert ran.output.strip().count("\n") == 0
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_of_a_damaged_trace_file_what_can_be_read_is_shown_and_the_rest_is_counted(shell: Shell, tmp_path: Path) -> None:
+    script = short_run(number=3).child("a child?").ask("deeper").answered("7").end(answer=ANSWER)
+    lines = Trace.from_events(script.events).to_jsonl().encode().split(b"\n")[:-1]
+    began = next(number for number, line in enumerate(lines) if b"ChildStarted" in line)
+    child = sum(b'"node":"0.' in line for line in lines)
+    lines[began] = lines[began][:40]
+    lines[3:3] = [b"\xff\xfe", b"[" * 100_000, b'{"kind":"Notice","version":1}', b'{"kind":"Dreamt","version":9}']
+    (trace_folder() / "torn.jsonl").write_bytes(b"\n".join(lines))
+    ran = shell.run("%rlm show torn")
+    assert ran.error is None
+    assert ANSWER in ran.output
+    assert "3 llm_query: 3 ok" in ran.output
+    assert "a child?" not in ran.output
+    told = f"this trace file is damaged: {4 + child} of its lines cannot be read and are left out"
+    assert ran.output.count(told) == 1
+    target = tmp_path / "torn.html"
+    assert shell.run(f"%rlm export torn {target}").error is None
+    totals = target.read_text(encoding="utf-8").partition('<dl id="totals">')[2]
+    assert told in totals

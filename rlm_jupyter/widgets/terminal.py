@@ -155,6 +155,8 @@ class TextView:
         self._shown = self._began - INTERVAL
         if trace.run:
             self._paper.put("figures", " · ".join(words.opening(trace)))
+        for notice in trace.notices:
+            self._paper.put("notice", words.one_line(notice, 600))
         for iteration in trace.iterations:
             self._paper.put("heading", f"\n{text.name(iteration)}")
             self._put(text.blocks(iteration, Detail()))
