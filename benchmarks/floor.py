@@ -16,6 +16,9 @@ import aiohttp
 from jupyter_client.manager import KernelManager
 from measures import (
     CALLS,
+    CHILD,
+    CHILD_ITERATIONS,
+    CHILDREN,
     CONCURRENCY,
     DEADLINE,
     ROOT,
@@ -159,6 +162,26 @@ def batch(task: Task) -> Answer:
     return in_loop(work)
 
 
+def children(task: Task) -> Answer:
+    """Time the requests of a root and its children alone: the root's, three of each child side by side, the root's last."""
+    Server(task.url).script(["start them", "done"], task.latency, task.latency)
+
+    async def work(session: aiohttp.ClientSession) -> Answer:
+        async def child() -> None:
+            messages = [{"role": "user", "content": "Go on."}]
+            for _ in range(CHILD_ITERATIONS):
+                text = await post(session, task.url, CHILD, messages)
+                messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "No output."}]
+
+        began = time.perf_counter()
+        await post(session, task.url, ROOT, [{"role": "user", "content": SYSTEM}])
+        await asyncio.gather(*(child() for _ in range(CHILDREN)))
+        await post(session, task.url, ROOT, [{"role": "user", "content": SYSTEM}])
+        return Answer([time.perf_counter() - began])
+
+    return in_loop(work)
+
+
 def interrupt(task: Task) -> Answer:
     kernel = Kernel()
     try:
@@ -168,4 +191,4 @@ def interrupt(task: Task) -> Answer:
 
 
 if __name__ == "__main__":
-    serve({"cold": cold, "gap": gap, "calls": calls, "batch": batch, "interrupt": interrupt})
+    serve({"cold": cold, "gap": gap, "calls": calls, "batch": batch, "children": children, "interrupt": interrupt})

@@ -22,8 +22,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT, SUB = "root", "sub"
-"""Models of the scripted server: `root` follows the script, `sub` replies `ok`."""
+ROOT, SUB, CHILD = "root", "sub", "child"
+"""Models of the scripted server: `root` follows the script, `sub` replies `ok`, `child` has three turns to its answer."""
+CHILDREN, CHILD_ITERATIONS = 8, 3
 ITERATIONS = 12
 """Trivial cells of one run of the gap, each followed by a next request."""
 CALLS, WARM_UP = 200, 10
@@ -119,8 +120,8 @@ class Server:
     def __init__(self, url: str) -> None:
         self.url = url
 
-    def script(self, replies: list[str], latency: float = 0.0) -> None:
-        body = json.dumps({"replies": replies, "latency": latency}).encode()
+    def script(self, replies: list[str], latency: float = 0.0, root_latency: float = 0.0) -> None:
+        body = json.dumps({"replies": replies, "latency": latency, "root_latency": root_latency}).encode()
         urllib.request.urlopen(urllib.request.Request(self.url + "/script", data=body), timeout=DEADLINE).close()
 
     def log(self) -> list[dict[str, Any]]:

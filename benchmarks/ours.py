@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from measures import (
+    CHILD,
+    CHILDREN,
     CONCURRENCY,
     LARGE_CELL,
     ROOT,
@@ -151,6 +153,22 @@ def batch(task: Task) -> Answer:
     return batch_answer(*measured(task, batch_cell(task.size)))
 
 
+def children(task: Task) -> Answer:
+    """Time whole runs whose root starts children in one batch; the first run, after which there are spares, does not count."""
+    cell = f"got = rlm_query_batched(['Go on.'] * {CHILDREN}, list(range({CHILDREN})), model={CHILD!r})"
+    samples, server = [], Server(task.url)
+    with rlm(task.url, max_depth=2, allowed_models=(CHILD,)) as model:
+        for _ in range(TIMES + 1):
+            server.script([block(cell), block("FINAL_VAR(got)")], task.latency, task.latency)
+            began = time.monotonic()
+            value = model.completion("A text.").value
+            samples.append(time.monotonic() - began)
+            if value != [[number, 1] for number in range(CHILDREN)]:
+                raise RuntimeError(f"the children answered {value!r:.300}")
+            time.sleep(2 * REFILL)
+    return Answer(samples[1:])
+
+
 def large(task: Task) -> Answer:
     with asyncio.Runner() as runner:
         environment = runner.run(open_local())
@@ -191,6 +209,7 @@ if __name__ == "__main__":
                 "gap": gap,
                 "calls": calls,
                 "batch": batch,
+                "children": children,
                 "large": large,
                 "interrupt": interrupt,
             }

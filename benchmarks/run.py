@@ -24,7 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from measures import CONCURRENCY, DEADLINE, Answer, Task
+from measures import CHILD_ITERATIONS, CHILDREN, CONCURRENCY, DEADLINE, Answer, Task
 
 HERE = Path(__file__).resolve().parent
 BENCH_VENV = HERE.parent / ".bench-venv"
@@ -197,6 +197,7 @@ async def measure(rounds: int) -> tuple[dict[str, dict[str, Figure]], int]:
         ("gap", every, Task("gap", url)),
         ("calls", every, Task("calls", url)),
         *((f"batch {size}", every, Task("batch", url, size, SUB_CALL)) for size in BATCHES),
+        ("children", (OURS, FLOOR), Task("children", url, latency=SUB_CALL)),
         ("large", (OURS, THEIRS), Task("large", url)),
         ("interrupt", every, Task("interrupt", url)),
     ]
@@ -240,6 +241,10 @@ def rows(figures: dict[str, dict[str, Figure]]) -> list[Row]:
         batch, ideal = figures[f"batch {size}"], math.ceil(size / CONCURRENCY) * SUB_CALL
         title = f"{size:,} sub-calls of {_ms(SUB_CALL)} ms at {CONCURRENCY} (ideal {_ms(ideal)})"
         table.append(_against(title, batch, "ideal", ideal, 1.2))
+    children, ideal = figures["children"], (2 + CHILD_ITERATIONS) * SUB_CALL
+    title = f"{CHILDREN} children of {CHILD_ITERATIONS} iterations, LM {_ms(SUB_CALL)} ms (ideal {_ms(ideal)})"
+    ours = children[OURS].median / ideal
+    table.append(Row(title, str(children[OURS]), "", str(children[FLOOR]), "ideal", children[OURS].median / ideal, None, 1.8))
     large = figures["large"]
     ours, theirs = large[OURS].median, large[THEIRS].median
     table.append(Row("FINAL_VAR of 10 MB", str(large[OURS]), str(large[THEIRS]), "", "rlms", ours / theirs, 1.0, 1 / 2))

@@ -1,12 +1,13 @@
 """The scripted language model that every column of the benchmarks talks to, in a process of its own.
 
 A bare HTTP/1.1 server on one asyncio protocol, so that its own cost is small and the same for all. The model `root`
-replies with the scripted texts in order; every other model replies `ok` after the scripted latency. When a request
+replies with the scripted texts in order; the model `child` by the turn that its request is, after the scripted latency; every
+other model replies `ok` after it. When a request
 has arrived whole and when its reply is handed to the kernel is stamped here, with the clock that all processes of a Linux
 machine share. It refuses nothing and checks no key: it listens on loopback for the minutes of one run.
 
     POST /v1/chat/completions    as OpenAI's, plain and streamed
-    POST /script                 {"replies": [...], "latency": seconds}: begin anew
+    POST /script                 {"replies": [...], "latency": seconds, "root_latency": seconds}: begin anew
     GET  /log                    [{"model", "arrived", "replied"}, ...] since then
 """
 
@@ -19,24 +20,32 @@ import sys
 import time
 from typing import Any
 
-ROOT = "root"
+ROOT, CHILD = "root", "child"
+CHILD_TURNS = (
+    "One step.\n\n```repl\nseen = [context]\n```",
+    "One more.\n\n```repl\nseen.append(len(seen))\n```",
+    "```repl\nFINAL_VAR(seen)\n```",
+)
+"""What a child replies in its turns."""
 
 
 class Script:
     """What to reply, and what was asked so far."""
 
     def __init__(self) -> None:
-        self.begin([], 0.0)
+        self.begin([], 0.0, 0.0)
 
-    def begin(self, replies: list[str], latency: float) -> None:
-        self.replies, self.latency = list(reversed(replies)), latency
+    def begin(self, replies: list[str], latency: float, root_latency: float) -> None:
+        self.replies, self.latency, self.root_latency = list(reversed(replies)), latency, root_latency
         self.log: list[dict[str, Any]] = []
 
-    def reply(self, model: str) -> tuple[str, float]:
-        """Give the text for a request to `model`, and the seconds to wait before it is sent."""
+    def reply(self, model: str, turn: int) -> tuple[str, float]:
+        """Give the text for a request to `model` in its `turn`, and the seconds to wait before it is sent."""
+        if model == CHILD:
+            return CHILD_TURNS[turn], self.latency
         if model != ROOT:
             return "ok", self.latency
-        return (self.replies.pop() if self.replies else "The script is at its end."), 0.0
+        return (self.replies.pop() if self.replies else "The script is at its end."), self.root_latency
 
 
 class Connection(asyncio.Protocol):
@@ -68,7 +77,8 @@ class Connection(asyncio.Protocol):
     def answer(self, path: str, body: bytes, arrived: float) -> None:
         if path.endswith("/chat/completions"):
             request = json.loads(body)
-            text, latency = self.script.reply(request["model"])
+            turn = sum(message["role"] == "assistant" for message in request["messages"])
+            text, latency = self.script.reply(request["model"], turn)
             entry = {"model": request["model"], "arrived": arrived, "replied": 0.0}
             self.script.log.append(entry)
             kind, reply = _streamed(request, text) if request.get("stream") else _plain(request, text)
@@ -78,7 +88,7 @@ class Connection(asyncio.Protocol):
                 self.send(kind, reply, entry)
         elif path == "/script":
             request = json.loads(body)
-            self.script.begin(request["replies"], request["latency"])
+            self.script.begin(request["replies"], request["latency"], request["root_latency"])
             self.send("application/json", b"{}")
         else:
             self.send("application/json", json.dumps(self.script.log).encode())

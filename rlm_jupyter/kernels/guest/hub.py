@@ -20,11 +20,10 @@ from .kernels import GuestKernel
 from .launch import Forker
 from .loop import READ, WRITE, Loop
 from .memory import Memory
+from .spares import Spares
 from .streams import HostStream
 
 HEARTBEAT_SECONDS = 2.0
-SPARE_AFTER = 0.2
-SPARE_FAILURES = 3
 BACKLOG = 64 * 1024 * 1024
 """How many bytes may wait for the host until no more is read of what kernels ask."""
 SWEEP_SECONDS = 0.05
@@ -66,8 +65,7 @@ class Hub:
         self._slots = 0
         self._kernels: dict[int, GuestKernel] = {}
         self._all: dict[int, GuestKernel] = {}
-        self._spare: GuestKernel | None = None
-        self._spare_failures = 0
+        self._spares: Spares[GuestKernel] = Spares(self.loop, self._fork_spare)
         self._cells: dict[int, int] = {}
         self._starts: dict[int, wire.Start] = {}
         self._forker_end = ""
@@ -98,7 +96,7 @@ class Hub:
         else:
             self.desk.attach(self.loop, self._say_ready, self._calls_settled, self._broker_lost)
         self._beat()
-        self._fork_spare()
+        self._spares.refill()
         try:
             self.loop.run()
         finally:
@@ -142,29 +140,23 @@ class Hub:
         self._all[self._slots] = kernel
         return kernel
 
-    def _fork_spare(self) -> None:
-        wanted = self.settings["how"] == "spare" and self.forker is not None and self._spare_failures < SPARE_FAILURES
-        if wanted and self._spare is None:
-            try:
-                self._spare = self._new("spare")
-            except OSError:  # code has filled the folder; where the next kernel is asked for, that is told
-                self._spare_failures += 1
+    def _fork_spare(self) -> GuestKernel | None:
+        return self._new("spare") if self.settings["how"] == "spare" and self.forker is not None else None
 
     def came_up(self, kernel: GuestKernel) -> None:
         if kernel.number:
             self._started(kernel)
+        else:
+            self._spares.came_up()
 
     def _started(self, kernel: GuestKernel) -> None:
         self.send(wire.Started(kernel.number, kernel.pid, kernel.how, kernel.python))
-        self.loop.later(SPARE_AFTER, self._fork_spare)
+        self._spares.soon()
 
     def gone(self, kernel: GuestKernel) -> None:
         self._all.pop(kernel.slot, None)
         self._kernels.pop(kernel.number, None)
-        if self._spare is kernel:
-            self._spare = None
-            self._spare_failures += 1
-            self.loop.later(SPARE_AFTER, self._fork_spare)
+        self._spares.gone(kernel)
 
     def stop_all(self, pid: int) -> None:
         """Stop what a kernel has started."""
@@ -232,9 +224,10 @@ class Hub:
         self._begin(order)
 
     def _begin(self, order: wire.Start) -> None:
-        """Give the host a kernel of that number: the spare, or a new one."""
+        """Give the host a kernel of that number: a spare, or a new one."""
         self._starts[order.kernel] = order
-        kernel, self._spare = self._spare, None
+        self._spares.asked(order, 1 + sum(known.parent > 0 for known in self._kernels.values()))
+        kernel = self._spares.take()
         if kernel is None:
             try:
                 kernel = self._new("forked")

@@ -223,9 +223,11 @@ class GuestKernel:
         if note:
             self._kill_notes.append(note)
         if self.pid and not self.dead:
+            alone = not processes.has_children(self.pid)  # what it forks from now on is killed as a stranger when it has ended
             processes.kill([self.pid])
             processes.kill_group(self.pid, signal.SIGSTOP)
-            self.hub.stop_all(self.pid)
+            if not alone:
+                self.hub.stop_all(self.pid)
 
     # What the process does
 
