@@ -337,10 +337,10 @@ def test_a_panel_that_takes_anothers_place_has_its_values_and_its_run(desk: Desk
         server.wait_for(3)
         second = desk.open({}, first)
         assert second.fields.values() == first.fields.values()
-        assert len(ipywidgets_widget._instances) - before == mine, "the first one is closed, and all that it was made of"
         assert len(watchers()) == 1
         server.release()
         assert second.wait(SECONDS)
+    assert len(ipywidgets_widget._instances) - before == mine, "the first one is closed, and all that it was made of"
     assert str(desk.shell.namespace["found"]) == "done"
     assert "done" in desk.shown.part(1, "page")
     assert "done" not in desk.shown.part(0, "page")

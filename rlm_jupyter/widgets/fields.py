@@ -57,7 +57,7 @@ class Fields:
     def grid(self, *names: str) -> Any:
         """Give those of the named fields that there are, side by side where there is room."""
         box = ipywidgets.Box([self.widgets[name] for name in names if name in self.widgets])
-        box.add_class("rlm-grid")
+        box.add_class("rlm-panel-grid")
         return box
 
     def values(self) -> dict[str, str]:
@@ -113,7 +113,7 @@ class Fields:
             return
         context, is_path = self.widgets["context"], self.widgets["context"].value == A_PATH
         self.widgets["path"].layout.display = None if is_path else "none"
-        (context.remove_class if is_path else context.add_class)("rlm-two")
+        (context.remove_class if is_path else context.add_class)("rlm-panel-two")
         self.changed()
 
 

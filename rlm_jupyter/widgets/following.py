@@ -10,7 +10,7 @@ from typing import Protocol
 from rlm_jupyter.events import Event
 from rlm_jupyter.trace import Trace
 from rlm_jupyter.widgets import words
-from rlm_jupyter.widgets.html import HtmlView
+from rlm_jupyter.widgets.inline import LiveView
 from rlm_jupyter.widgets.view import Face
 
 
@@ -110,21 +110,23 @@ class Following:
             if event is not None:
                 trace.add(event)
             if place is not self.place:
+                view.finish()
                 place, view = self._view(trace)
             view.update(event)
         line, face = started.finish()
         with self._lock:
             if place is not self.place:
+                view.finish()
                 place, view = self._view(trace)
             view.finish(face)
             self._over = True
         return "; ".join(filter(None, [words.status(trace), f"the result is in {started.out}" * bool(started.out), line]))
 
-    def _view(self, trace: Trace) -> tuple[Place, HtmlView]:
+    def _view(self, trace: Trace) -> tuple[Place, LiveView]:
         """Begin to show the run where its place is now."""
         assert self.started is not None
         place = self.place
         place.under_way(self.started)
-        view = HtmlView(place.send_part, beside=True)
+        view = LiveView(self.started.stop, place.send_part, beside=True)
         view.start(trace)
         return place, view

@@ -40,6 +40,15 @@ def source(*names: str) -> str:
     return "\n".join((folder / name).read_text(encoding="utf-8") for name in names)
 
 
+def open_channel(widget: Any) -> Channel:
+    """Open the line of a widget whose state has no bytes in it."""
+    return Channel(
+        target_name="jupyter.widget",
+        data={"state": widget.get_state(), "buffer_paths": []},
+        metadata={"version": ipywidgets.widgets.widget.__protocol_version__},
+    )
+
+
 class LiveWidget(anywidget.AnyWidget):
     """One run, as a widget. Use it from one thread; the page may ask for a stop from another.
 
@@ -61,11 +70,7 @@ class LiveWidget(anywidget.AnyWidget):
     def open(self) -> None:
         """Open the line to the page."""
         if self.comm is None:  # type: ignore[has-type]  # a trait of ipywidgets
-            self.comm = Channel(
-                target_name="jupyter.widget",
-                data={"state": self.get_state(), "buffer_paths": []},
-                metadata={"version": ipywidgets.widgets.widget.__protocol_version__},
-            )
+            self.comm = open_channel(self)
 
     @property
     def answered(self) -> bool:

@@ -1,6 +1,6 @@
 """The panel: a form of ipywidgets that writes a `%%rlm` cell and runs it in the background, with the run's view below it.
 
-Three displays of the panel's cell: the form, and the status line and the page of `html.py`, which stay when the run is over. A
+Three displays of the panel's cell: the form, and two for the run as `inline.py` shows it, which stay when the run is over. A
 panel that rests has no thread; a run that it follows has one, which ends with the run. What the user sees is what runs: with
 each press of Run the front end sends what all fields hold.
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -23,10 +22,10 @@ import traitlets
 from rlm_jupyter.widgets.fields import Fields
 from rlm_jupyter.widgets.following import Following, Started
 from rlm_jupyter.widgets.form import CAPS, Variable
+from rlm_jupyter.widgets.live import open_channel, source
 from rlm_jupyter.widgets.markup import CODE, MUTED, escape, page, say, tag
 from rlm_jupyter.widgets.visible import one_line, visible
 
-FRONT = Path(__file__).parent / "front"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 HELP = (
     "If no form is shown here, this front end has no ipywidgets: install ipywidgets where Jupyter runs, or write a %%rlm cell."
@@ -71,11 +70,18 @@ class Publish(Protocol):
 class Keeper(anywidget.AnyWidget):
     """The panel's part in the front end: keys, names for screen readers, a new cell, and what is saved of the panel."""
 
-    _esm = FRONT / "panel.js"
-    _css = FRONT / "panel.css"
     panel = traitlets.Unicode().tag(sync=True)
     fields = traitlets.Dict().tag(sync=True)
     rest = traitlets.Dict().tag(sync=True)
+
+    def __init__(self) -> None:
+        self._esm, self._css = source("panel.js"), source("panel.css")
+        super().__init__()
+
+    def open(self) -> None:
+        """Open a line to the page on which it is heard also while a cell runs (see `channel`)."""
+        if self.comm is None:  # type: ignore[has-type]  # a trait of ipywidgets
+            self.comm = open_channel(self)
 
 
 class Panel:
@@ -130,13 +136,19 @@ class Panel:
         self._isolation, self._line = ipywidgets.HTML(), ipywidgets.HTML()
         self._copied = ipywidgets.Textarea(description="The equal cell", rows=4)
         self._copied.layout.display, self._copied.layout.width = "none", "auto"
-        for widget, name in ((self._run, "run"), (self._isolation, "isolation"), (self._line, "told"), (self._copied, "cell")):
-            widget.add_class(f"rlm-{name}")
+        for widget, name in (
+            (self._run, "run"),
+            (self._stop, "stop"),
+            (self._isolation, "isolation"),
+            (self._line, "told"),
+            (self._copied, "cell"),
+        ):
+            widget.add_class(f"rlm-panel-{name}")
 
     def _arrange(self) -> Any:
         fields = self.fields
         actions = ipywidgets.Box([self._run, self._stop, self._copy, self._look])
-        actions.add_class("rlm-actions")
+        actions.add_class("rlm-panel-actions")
         rows = [
             fields.widgets["question"],
             fields.grid("context", "path", "out"),
@@ -175,6 +187,8 @@ class Panel:
         match content.get("do"):
             case "run":
                 self.run()
+            case "stop":
+                self.stop()
             case "refresh":
                 self.refresh()
 
@@ -263,7 +277,7 @@ class Panel:
         self.told, shown = line, say(one_line(line, TOLD_CAP))
         with self._lock:
             if not self._closed:
-                self._line.value = f'<span class="rlm-bad">{shown}</span>' if bad else shown
+                self._line.value = f'<span class="rlm-panel-bad">{shown}</span>' if bad else shown
 
     def under_way(self, started: Started) -> None:
         """Show that a run can be stopped."""

@@ -6,7 +6,7 @@ import json
 
 import nbformat
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from rlm_jupyter.testing import Reply, ScriptedServer
 from tests.browser.lab import DEADLINE, OPEN, Browser, Lab, OpenNotebook
@@ -17,7 +17,11 @@ pytestmark = [pytest.mark.needs("chromium"), pytest.mark.timeout(600)]
 SET_UP = """%load_ext rlm_jupyter
 docs = ['alpha', 'beta']
 odd = type('<img src=x onerror=alert(1)>$\\\\href{javascript:alert(2)}{x}$', (), {})()"""
-SOURCES = (SET_UP, "%rlm panel", "late = 'x' * 3", "print('bound:', found, found.status)")
+BLOCK = """import time
+while 'found' not in globals():
+    time.sleep(0.02)"""
+SOURCES = (SET_UP, "%rlm panel", "late = 'x' * 3", "print('bound:', found, found.status)", BLOCK)
+BLOCKING = len(SOURCES) - 1
 ODD = "odd: <img src=x onerror=alert(1)>$\\href{javascript:alert(2)}{x}$"
 
 
@@ -31,8 +35,12 @@ def fill(page: Page, server: ScriptedServer) -> None:
     page.get_by_label("Iterations").press("ArrowLeft")
 
 
+def form(page: Page) -> Locator:
+    return page.get_by_role("form", name="Recursive Language Model")
+
+
 def pressed(page: Page, name: str) -> None:
-    page.get_by_role("button", name=name, exact=True).click()
+    form(page).get_by_role("button", name=name, exact=True).click()
 
 
 def seen(page: Page, text: str) -> None:
@@ -53,7 +61,7 @@ def test_the_panel_from_choice_to_answer_and_at_rest(lab: Lab, browser: Browser)
         page = book.page
         fill(page, server)
         seen(page, "local is not isolated: the code runs with your own rights on this machine.")
-        stop_a_run_whose_cell_does_not_end(page, server)
+        stop_a_run_whose_cell_does_not_end(book, server)
         page.get_by_label("Question").press("Control+Enter")
         server.wait_for(3)
         book.run(2)  # the kernel is free while the run goes on, and what its cells make is offered
@@ -78,13 +86,17 @@ def test_the_panel_from_choice_to_answer_and_at_rest(lab: Lab, browser: Browser)
     assert browser.dialogs == []
 
 
-def stop_a_run_whose_cell_does_not_end(page: Page, server: ScriptedServer) -> None:
+def stop_a_run_whose_cell_does_not_end(book: OpenNotebook, server: ScriptedServer) -> None:
+    """Stop it while a cell of the notebook's blocks the kernel, which ends only when the result is there."""
+    page = book.page
     pressed(page, "Run")
     server.wait_for(2, ended=True)
     seen(page, "iteration 2 of 20")
+    book.start(BLOCKING)
     pressed(page, "Stop")
     seen(page, "Stopped; the result is in found")
-    expect(page.get_by_role("button", name="Run", exact=True)).to_be_enabled(timeout=1000 * DEADLINE)
+    assert book.ended() == "ok"
+    expect(form(page).get_by_role("button", name="Run", exact=True)).to_be_enabled(timeout=1000 * DEADLINE)
 
 
 def copied(page: Page) -> str:

@@ -20,13 +20,21 @@ function* displays(context, panel) {
   }
 }
 
-/** Write, in what is about to be saved and not in what is seen, the panel's static words in the place of the form. */
+/**
+ * Write, in what is about to be saved and not in what is seen, the panel's static words in the place of the form, and of a run
+ * that is under way its words.
+ */
 function putToRest(context, model) {
-  for (const { cell, output } of displays(context, model.get("panel"))) {
-    const saved = structuredClone(cell.sharedModel.getOutputs()[output]);
-    if (!saved?.data?.[WIDGET]) continue;
-    saved.data = { ...model.get("rest") };
-    cell.sharedModel.updateOutputs(output, output + 1, [saved], "silent-change");
+  const panel = model.get("panel");
+  for (const { cell } of displays(context, panel)) {
+    cell.sharedModel.getOutputs().forEach((output, at) => {
+      const view = output.data?.[WIDGET];
+      if (!view) return;
+      const saved = structuredClone(output);
+      delete saved.data[WIDGET];
+      if (view.model_id === panel) saved.data = { ...model.get("rest") };
+      cell.sharedModel.updateOutputs(at, at + 1, [saved], "silent-change");
+    });
   }
 }
 
@@ -79,7 +87,7 @@ function name(root) {
     if (readout) new MutationObserver(tell).observe(readout, { childList: true, characterData: true, subtree: true });
     tell();
   }
-  const told = root.querySelector(".rlm-told");
+  const told = root.querySelector(".rlm-panel-told");
   told?.setAttribute("role", "status");
   told?.setAttribute("aria-live", "polite");
 }
@@ -93,11 +101,12 @@ function render({ model, el }) {
   };
   const pressed = (event) => {
     const key = event.type === "keydown" && event.key === "Enter" && (event.ctrlKey || event.metaKey);
-    const button = event.type === "click" && event.target.closest?.(".rlm-run:not(:disabled)");
+    const button = event.type === "click" ? event.target.closest?.(".rlm-panel-run:not(:disabled), .rlm-panel-stop:not(:disabled)") : null;
     if (!key && !button) return;
     event.preventDefault();
-    event.stopPropagation();
-    run();
+    event.stopPropagation(); // ipywidgets would send it once more, and where a cell runs only when that has ended
+    if (button?.classList.contains("rlm-panel-stop")) model.send({ do: "stop" });
+    else run();
   };
   const entered = (event) => {
     if (!event.currentTarget.contains(event.relatedTarget)) model.send({ do: "refresh" });
