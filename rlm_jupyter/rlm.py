@@ -122,7 +122,10 @@ class RLM:
             weakref.finalize(self, self._engine.close, wait=False).atexit = False  # at exit the engine closes itself
 
     def start(self, prompt: Any, root_prompt: str | None = None) -> Run:
-        """Start a run and give it back at once; see `completion` for the arguments."""
+        """Start a run and give it back at once: `wait()` for it or `await` it, `stop()` it, look at `status` and `result`.
+
+        See `completion` for the arguments.
+        """
         run = self._made(prompt, root_prompt)
         try:
             run.begin()

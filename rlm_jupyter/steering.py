@@ -82,8 +82,10 @@ class Steering:
     def _status(self, words: Sequence[str]) -> None:
         running = [run for run in self._runs.values() if run.status == "running"]
         print(f"{len(self._runs)} runs in this session, {len(running)} running. Defaults:")
-        for name, value in self._defaults().items():
-            print(f"  {name:<18} {'-' if value in ('', None) else value}")
+        defaults = self._defaults()
+        width = max(map(len, defaults))
+        for name, value in defaults.items():
+            print(f"  {name:<{width}} {'-' if value in ('', None) else value}")
         print('Change one with %config RLMMagics.model = "gpt-5-mini", or for one cell with its option, such as --model.')
 
     def _list(self, words: Sequence[str]) -> None:
