@@ -123,6 +123,11 @@ class Node:
         """Whether there is a kernel that can still be used."""
         return self._opened is not None and self._opened.alive
 
+    @property
+    def killed(self) -> bool:
+        """Whether there was a kernel, and it is gone."""
+        return self._opened is not None and not self._opened.alive
+
     async def open(self, environment: Environment, context: Context) -> None:
         """Start the node's kernel and put the context into it. `close` ends it, also after a failure here."""
         await self._start(environment, None)

@@ -43,8 +43,9 @@ from rlm_jupyter.values import as_text
 
 TICK = 0.25
 """Seconds after which a feed gives None, so that a clock can be drawn."""
-BEST_WITHIN = 1.0
+BEST_WITHIN = 2.0
 """Seconds for fetching the best answer that there is from the kernel of a run that was stopped or failed."""
+KILLED = "the kernel did not come back from the interrupt within 2 s and was killed"
 STOP_WITHIN = 5.0
 """Seconds after which nobody waits any longer for a run that was told to stop (promise P9)."""
 
@@ -322,9 +323,11 @@ class Run:
         try:
             await node.open(environment, self._task.context)
             return await self._work(node)
-        except BaseException:
+        except BaseException as error:
             with anyio.move_on_after(BEST_WITHIN, shield=True):
                 self._best = self._best or await node.best()
+            if node.killed and isinstance(error, anyio.get_cancelled_exc_class()):
+                self._emit(events.Notice(text=KILLED))
             raise
         finally:
             self._healthy = node.alive

@@ -17,7 +17,7 @@ import pytest
 
 from rlm_jupyter import RunStopped, events
 from rlm_jupyter.events import Event
-from rlm_jupyter.run import STOP_WITHIN, Run
+from rlm_jupyter.run import KILLED, STOP_WITHIN, Run
 from rlm_jupyter.testing import Reply, Request, ScriptedServer
 from rlm_jupyter.trace import Trace
 from tests.boxes import Marked, derived_image, marked_image
@@ -60,6 +60,7 @@ class Stage:
     reached: Reached
     context: Any = "c"
     value: Any = None
+    stubborn: bool = False
     ends: tuple[str, ...] = ("stopped",)
 
 
@@ -89,8 +90,8 @@ STAGES = {
     "a reply that streams": Stage(Reply("word " * 5_000, pause=0.2), told(events.ReplyPart)),
     "a cell that runs": Stage(code(f"FINAL_VAR('so' + ' far')\n{ENDLESS}"),
                               told(events.CellOutput), value="so far"),
-    "a cell that swallows the interrupt": Stage(code(SWALLOWS), told(events.CellOutput)),
-    "a C call that never returns": Stage(code(NEVER), told(events.CellOutput)),
+    "a cell that swallows the interrupt": Stage(code(SWALLOWS), told(events.CellOutput), stubborn=True),
+    "a C call that never returns": Stage(code(NEVER), told(events.CellOutput), stubborn=True),
     "a batch of 300": Stage(code("llm_query_batched(['p'] * 300)"), asked(1 + 32)),
     "a cell of a child": Stage(of_a_child, told(events.CellOutput, "0.1"), value="so far"),
     "the fetch of a value": Stage(code("FINAL_VAR('x' * 100_000_000 + '')"), told(events.CellEnded), ends=LATE),
@@ -172,7 +173,9 @@ def test_p09_a_stop_at_any_stage_ends_the_run_with_what_there_is(
             assert isinstance(error, RunStopped)
             result = run.future.result(120)
             assert result.status in stage.ends
-            assert result.value == stage.value or stage.ends is LATE
+            killed = KILLED in result.trace.notices
+            assert killed or not stage.stubborn
+            assert killed or result.value == stage.value or stage.ends is LATE
             assert result.calls == len(server.wait_for(0))
             assert result.trace.status == result.status
             assert Trace.from_events(result.trace.events).to_dict() == result.trace.to_dict()
@@ -204,7 +207,7 @@ def work(number):
     while 'max-calls' not in str(got):
         try: got = ways[number % 3]('dig')
         except BaseException as error: got = error
-with ThreadPoolExecutor(24) as pool: list(pool.map(work, range(24)))"""
+with ThreadPoolExecutor(18) as pool: list(pool.map(work, range(18)))"""
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -223,7 +226,13 @@ def test_p07_p26_one_budget_for_threads_batches_and_children_and_sums_as_the_ser
     def sub(asked: Request) -> Reply:
         return Reply(status=500, error={"message": "oops"}) if asked.number % 5 == 0 else Reply("yes", usage=usage)
 
-    arguments: dict[str, Any] = {"max_calls": 64, "max_depth": 2, "max_concurrency": 12, "max_retries": 1}
+    arguments: dict[str, Any] = {
+        "max_calls": 64,
+        "max_depth": 2,
+        "max_concurrent_children": 4,
+        "max_concurrency": 12,
+        "max_retries": 1,
+    }
     prices = {"root": (1.0, 2.0), "sub": (3.0, 4.0)}
     with place(request) as where, scripted(root, sub, prices=prices, **arguments, **where) as (rlm, server):
         result = rlm.completion("c", root_prompt="q")
