@@ -45,6 +45,7 @@ TICK = 0.25
 """Seconds after which a feed gives None, so that a clock can be drawn."""
 BEST_WITHIN = 2.0
 """Seconds for fetching the best answer that there is from the kernel of a run that was stopped or failed."""
+TOO_LATE = f"an answer that code gave could not be fetched within {BEST_WITHIN:g} s"
 KILLED = "the kernel did not come back from the interrupt within 2 s and was killed"
 STOP_WITHIN = 5.0
 """Seconds after which nobody waits any longer for a run that was told to stop (promise P9)."""
@@ -324,8 +325,10 @@ class Run:
             await node.open(environment, self._task.context)
             return await self._work(node)
         except BaseException as error:
-            with anyio.move_on_after(BEST_WITHIN, shield=True):
+            with anyio.move_on_after(BEST_WITHIN, shield=True) as clock:
                 self._best = self._best or await node.best()
+            if clock.cancelled_caught:
+                self._emit(events.Notice(text=TOO_LATE))
             if node.killed and isinstance(error, anyio.get_cancelled_exc_class()):
                 self._emit(events.Notice(text=KILLED))
             raise

@@ -16,7 +16,7 @@ from IPython.core.error import UsageError
 
 from rlm_jupyter import RunStopped
 from rlm_jupyter.engine import Engine
-from rlm_jupyter.run import KILLED, Run
+from rlm_jupyter.run import KILLED, TOO_LATE, Run
 from rlm_jupyter.testing import Reply, Request, ScriptedServer
 from tests.boxes import Marked, derived_image, marked_image
 from tests.modal_local.plane import LocalModal
@@ -152,7 +152,7 @@ def test_stop_ends_the_run_that_is_meant_and_says_what_cannot_be_stopped(shell: 
         assert f"Stopped: {first.id}; 1 iteration, 2 requests, ~" in told.output
         assert first.result is not None
         assert (first.status, first.result.status) == ("stopped", "stopped")
-        assert first.result.value == "so far" or KILLED in first.trace.notices
+        assert first.result.value == "so far" or {KILLED, TOO_LATE} & set(first.trace.notices)
         assert isinstance(first.result.error, RunStopped)
         assert second.status == "running"
         assert f"{first.id} has ended already (stopped)" in refused(f"%rlm stop {first.id}")

@@ -17,7 +17,7 @@ import pytest
 
 from rlm_jupyter import RunStopped, events
 from rlm_jupyter.events import Event
-from rlm_jupyter.run import KILLED, STOP_WITHIN, Run
+from rlm_jupyter.run import KILLED, STOP_WITHIN, TOO_LATE, Run
 from rlm_jupyter.testing import Reply, Request, ScriptedServer
 from rlm_jupyter.trace import Trace
 from tests.boxes import Marked, derived_image, marked_image
@@ -70,8 +70,10 @@ SWALLOWS = """
 print('here', flush=True)
 while True:
     try:
+        n = 0
         while True:
             try:
+                n = 0
                 while True: n = len('some work')
             except BaseException: pass
     except BaseException: pass"""
@@ -173,9 +175,9 @@ def test_p09_a_stop_at_any_stage_ends_the_run_with_what_there_is(
             assert isinstance(error, RunStopped)
             result = run.future.result(120)
             assert result.status in stage.ends
-            killed = KILLED in result.trace.notices
-            assert killed or not stage.stubborn
-            assert killed or result.value == stage.value or stage.ends is LATE
+            assert KILLED in result.trace.notices or not stage.stubborn
+            late = {KILLED, TOO_LATE} & set(result.trace.notices)  # on a machine that is too busy
+            assert late or result.value == stage.value or stage.ends is LATE
             assert result.calls == len(server.wait_for(0))
             assert result.trace.status == result.status
             assert Trace.from_events(result.trace.events).to_dict() == result.trace.to_dict()
