@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from importlib import resources
 from typing import Any
 
 import pytest
@@ -242,6 +243,29 @@ def test_figures_are_those_of_the_other_views(page: Page) -> None:
     assert page.evaluate("pairs => pairs.map(([n, noun]) => front.count(n, noun))", counts) == [
         words.count(*pair) for pair in counts
     ]
+
+
+AXE = """() => axe.run('#host', {runOnly: {type: 'tag', values: ['wcag2a', 'wcag2aa', 'wcag21aa', 'best-practice']}}).then(
+  found => found.violations.flatMap(rule => rule.nodes.map(node => [rule.id, node.html.slice(0, 200)])))"""
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_contrast_and_names_hold_wcag_aa(page: Page, dark: bool) -> None:
+    script = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
+    streams = (short_run(60, failed=1, running=3).events, family(), list(finished(short_run(60, 1), answer=ANSWER)))
+    for stream, steps in zip(streams, (("Timeline",), ("Expand all",), ("Failed 1", "Timeline")), strict=True):
+        mount(page, dark, told(stream))
+        if stream is streams[0]:
+            page.locator(".rlm-turn").nth(3).click()
+            page.locator(".rlm-group").click()
+        for name in steps:
+            page.get_by_role("button", name=name).click()
+        page.evaluate(DRAWN)
+        page.evaluate(f"() => {{ {script} }}")
+        assert page.evaluate(AXE) == []
+    page.evaluate("() => { document.querySelector('.rlm-word').style.color = '#808890'; }")
+    page.evaluate("() => { document.querySelector('.rlm-word').style.background = '#888'; }")
+    assert [rule for rule, _ in page.evaluate(AXE)] == ["color-contrast"], "it would be seen"
 
 
 TAGS = {"section", "div", "span", "pre", "button", "input", "canvas", "i", "img", "mark"}
