@@ -46,6 +46,7 @@ else
 	$(BIN)/python benchmarks/run.py $(BENCH)
 	$(BIN)/python benchmarks/data.py --large
 	$(BIN)/python benchmarks/container.py
+	$(BIN)/python benchmarks/live.py
 endif
 
 mutants: $(VENV)/.dev  ## break one promise at a time in a copy of the tree: its test must fail
