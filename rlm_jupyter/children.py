@@ -6,7 +6,7 @@ from kernel to kernel and never through this process; what is known of them here
 At most `max_concurrent_children` children of the whole tree work at once. A node that waits for children of its own does not
 count: it lends its place to them, and the last of them hands it back; so nobody holds what somebody below needs. Places go to
 the deepest who wait, so what has begun ends before more is begun, and there are never more kernels than that many on each
-level (docs/decisions/020). Requests to LMs are counted apart from this, by one limiter for the tree, which nobody holds while
+level (docs/decisions/023). Requests to LMs are counted apart from this, by one limiter for the tree, which nobody holds while
 waiting for a child.
 """
 

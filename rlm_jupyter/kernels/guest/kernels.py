@@ -27,7 +27,7 @@ from .pipes import OutputPipes
 from .shell import ShellChannel
 from .sources import sources
 
-FORK_SECONDS = 4.0
+FORK_SECONDS = 10.0
 """How long a fork may take until the kernel parent is taken for lost; further kernels start cold then."""
 
 
