@@ -236,3 +236,9 @@ def test_every_promise_in_the_docs_has_its_tests() -> None:
     assert len(rows) >= 15
     for name in re.findall(r"`([^`]+)`", " ".join(rows)):
         assert (root / name).is_file() if name.endswith(".py") else f"def {name}" in sources, name
+
+
+def test_every_decision_has_a_number_of_its_own() -> None:
+    pages = sorted((PACKAGE.parent / "docs" / "decisions").glob("*.md"))
+    assert [page.name[:3] for page in pages] == [f"{number:03}" for number in range(1, len(pages) + 1)]
+    assert all(page.read_text(encoding="utf-8").startswith(f"# {page.name[:3]} ") for page in pages)
