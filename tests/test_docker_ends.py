@@ -164,6 +164,7 @@ def stoppable() -> Iterator[tuple[Engine, int, str]]:
 
 
 @pytest.mark.needs("dockerd")
+@pytest.mark.timeout(400)
 def test_p11_an_engine_that_is_stopped_and_one_that_is_killed(
     stoppable: tuple[Engine, int, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

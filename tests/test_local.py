@@ -130,23 +130,24 @@ async def test_many_kernels_leave_nothing_behind() -> None:
 
         def figures() -> tuple[int, int, int]:
             assert supervisor is not None
-            tree = [supervisor, *supervisor.children()]
-            return (
-                len(supervisor.children(recursive=True)),
-                sum(map(psutil.Process.num_fds, tree)),
-                supervisor.memory_info().rss,
-            )
+            return len(supervisor.children(recursive=True)), supervisor.num_fds(), supervisor.memory_info().rss
 
-        for _ in range(10):
-            await use()
-        processes, files, memory = figures()
+        async def least() -> list[int]:
+            """Give the least of ten looks: a kernel that is just beginning or ending adds to one, a leak adds to all."""
+            looks = []
+            for _ in range(10):
+                await use()
+                looks.append(figures())
+            return [min(column) for column in zip(*looks, strict=True)]
+
+        processes, files, memory = await least()
         for _ in range(200):
             await use()
-        after = figures()
+        after = await least()
         zombies = [child for child in supervisor.children(recursive=True) if child.status() == psutil.STATUS_ZOMBIE]
         assert zombies == []
         assert after[0] <= processes + 1
-        assert after[1] <= files + 12
+        assert after[1] <= files + 4
         assert after[2] <= memory + 8 * 2**20
 
 
