@@ -53,14 +53,14 @@ def with_modal(python: Path) -> Path:
     return python
 
 
-async def measure(plane: LocalModal, rounds: int) -> tuple[dict[str, dict[str, Figure]], int]:
+async def measure(plane: LocalModal, theirs: Path, rounds: int) -> tuple[dict[str, dict[str, Figure]], int]:
     """Give measure -> column -> figure, and how many turns began although something else kept the machine busy."""
     busy = 0
     server = await Worker.start(sys.executable, "server.py", "the scripted server")
     url = f"http://127.0.0.1:{int(await server.line())}"
     columns = {
         OURS: await Worker.start(sys.executable, "modal_ours.py", OURS),
-        THEIRS: await Worker.start(with_modal(reference_python()), "modal_reference.py", THEIRS),
+        THEIRS: await Worker.start(theirs, "modal_reference.py", THEIRS),
         FLOOR: await Worker.start(sys.executable, "modal_floor.py", FLOOR),
     }
     figures = {title: {name: Figure() for name in names} for title, names, *_ in PLAN}
@@ -134,10 +134,10 @@ def main() -> int:
         print(f"nothing was measured in sandboxes: {why}")
         return 0
     rounds = 1 if options.quick else 3
-    reference_python()
+    theirs = with_modal(reference_python())  # before the plane's certificates are those of this process
     with LocalModal() as plane:
         os.environ.update(plane.environment)
-        figures, busy = asyncio.run(measure(plane, rounds))
+        figures, busy = asyncio.run(measure(plane, theirs, rounds))
     place = f"modal {version('modal')} in all columns, against the local control plane of tests/modal_local"
     drawn = text(rows(figures), [*machine(rounds, busy), place])
     print(drawn, end="")

@@ -175,12 +175,17 @@ class Hub:
         for kernel in list(self._all.values()):
             if kernel.pid == pid:
                 cause = self._cause(kernel) if _killed(status) else ""
-                number = kernel.number if self._forker_end and not kernel.ready and not kernel.closing else 0
-                if number and kernel.how != "cold":  # it was about to start when its parent ended: another one does, cold
-                    kernel.number = 0
-                kernel.exited(status, cause)
-                if number and not kernel.number:
-                    self._begin(self._starts[number])
+                if self._forker_end and not kernel.ready and not kernel.closing and kernel.how != "cold":
+                    self.start_anew(kernel, status, cause)
+                else:
+                    kernel.exited(status, cause)
+
+    def start_anew(self, kernel: GuestKernel, status: int = 1 << 8, cause: str = "") -> None:
+        """Let a kernel go that was to be forked when the parent ended or fell silent; start another in its place, cold."""
+        number, kernel.number = kernel.number, 0
+        kernel.exited(status, cause)
+        if number:
+            self._begin(self._starts[number])
 
     def _cause(self, kernel: GuestKernel) -> str:
         """Say why a kernel was killed that we have not killed, where that is known for certain."""

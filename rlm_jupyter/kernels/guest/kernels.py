@@ -28,7 +28,7 @@ from .shell import ShellChannel
 from .sources import sources
 
 FORK_SECONDS = 10.0
-"""How long a fork may take until the kernel parent is taken for lost; further kernels start cold then."""
+"""How long a fork may take until the kernel parent is taken for lost; this kernel and further ones start cold then."""
 
 
 class Hub(Protocol):
@@ -46,6 +46,7 @@ class Hub(Protocol):
     def stop_all(self, pid: int) -> None: ...
     def pressed(self, resume: Callable[[], None]) -> bool: ...
     def came_up(self, kernel: GuestKernel) -> None: ...
+    def start_anew(self, kernel: GuestKernel) -> None: ...
 
 
 class GuestKernel:
@@ -235,7 +236,10 @@ class GuestKernel:
         if not self.pid and not self.dead and self.hub.forker is not None:
             self.failure = f"the process that kernels are forked from has not answered for {FORK_SECONDS:.0f} s"
             self.hub.forker.alive = False
-            self.exited(1 << 8)
+            if self.closing:
+                self.exited(1 << 8)
+            else:
+                self.hub.start_anew(self)
 
     def _start_too_slow(self) -> None:
         self.failure = f"it did not answer within {self.hub.settings['start_seconds']:.0f} s"
