@@ -544,7 +544,7 @@ def test_the_first_program_ends_without_a_supervisor_and_with_it(tmp_path: Path)
 def test_the_docs_tell_how_long_is_waited() -> None:
     page = (Path(__file__).parents[1] / "docs" / "modal.md").read_text(encoding="utf-8")
     assert f"ends itself after {LEASE * RECONNECT_SECONDS:.0f} s" in page
-    assert f"after {RECONNECT_SECONDS:.0f} s the view says" in page
+    assert f"made again after {RECONNECT_SECONDS:.0f} s without a byte" in page
     assert f"after {PATIENCE * RECONNECT_SECONDS:.0f} s without a sign of life" in page
 
 
