@@ -23,7 +23,7 @@ from rlm_jupyter.kernels.environment import Environment
 from rlm_jupyter.kernels.guest import hold
 from rlm_jupyter.kernels.kernel import Output
 from rlm_jupyter.kernels.messages import CallOutcome, CallRequest
-from rlm_jupyter.kernels.modal import LEASE, PATIENCE, RECONNECT_SECONDS, ModalPlace, modal_image, open_modal
+from rlm_jupyter.kernels.modal import ModalPlace, modal_image, open_modal
 from rlm_jupyter.kernels.packages import wanted
 from tests.conformance.driving import Session
 from tests.conformance.test_ends import started
@@ -539,13 +539,6 @@ def test_the_first_program_ends_without_a_supervisor_and_with_it(tmp_path: Path)
             first.wait(1)
         held.kill()
         assert first.wait(WAIT) == 0
-
-
-def test_the_docs_tell_how_long_is_waited() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "modal.md").read_text(encoding="utf-8")
-    assert f"ends itself after {LEASE * RECONNECT_SECONDS:.0f} s" in page
-    assert f"made again after {RECONNECT_SECONDS:.0f} s without a byte" in page
-    assert f"after {PATIENCE * RECONNECT_SECONDS:.0f} s without a sign of life" in page
 
 
 # Bad input
