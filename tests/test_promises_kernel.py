@@ -407,13 +407,13 @@ kernel.session.send(kernel.shell_stream, "execute_reply", reply, forged, ident=k
 async def test_p18_noise_on_the_ask_socket_harms_nobody(repl: Session) -> None:
     code = """
 import os, socket, struct, random
-from _rlm_repl import _send
+from _rlm_repl.channel import send
 import _rlm_repl
 channel = _rlm_repl.repl.channel
 def connect():
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(channel._address)
-    _send(connection, {"kind": "hello", "token": channel._token}, b"")
+    send(connection, {"kind": "hello", "token": channel._token}, b"")
     return connection
 random.seed(1)
 for _ in range(200):
@@ -421,7 +421,7 @@ for _ in range(200):
 for header in ({"kind": "call"}, {"kind": "call", "call": "x"}, {"kind": "final"}, {"kind": "final", "path": "../../x"},
                {"kind": "show", "stream": "stdin"}, {"kind": "ready"}, {"kind": "nothing"}, {},
                {"kind": "call", "call": "0" * 32, "batch": False, "model": None, "sizes": [10**18]}):
-    _send(connect(), header, b"abc")
+    send(connect(), header, b"abc")
 connect().send(struct.pack(">IB", 2**31, 0))
 print(llm_query("still"))
 """

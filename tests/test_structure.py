@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 import rlm_jupyter
+from rlm_jupyter.kernels.guest import sources
+from rlm_jupyter.kernels.guest.pickles import PACKAGES
 
 PACKAGE = Path(rlm_jupyter.__file__).parent
 
@@ -135,10 +137,13 @@ def test_the_guest_imports_nothing_of_ours() -> None:
             assert [target for target in imports(tree) if target.startswith("rlm_jupyter")] == [], name
 
 
-def test_repl_needs_only_what_every_kernel_has() -> None:
-    tree = ast.parse((PACKAGE / "kernels" / "guest" / "repl.py").read_text(encoding="utf-8"))
-    roots = {target.partition(".")[0] for target in imports(tree)}
-    assert roots <= set(sys.stdlib_module_names) | {"IPython", "ipykernel", "jupyter_client"}
+def test_what_is_put_into_a_kernel_needs_only_what_every_kernel_has() -> None:
+    """Each module by itself, and in an order in which none needs a later one."""
+    there = set(sys.stdlib_module_names) | {"IPython", "ipykernel", "jupyter_client", "dill", *PACKAGES}
+    for module in (*sources.MODULES, sources.ROOT):
+        tree = ast.parse((PACKAGE / "kernels" / "guest" / f"{module}.py").read_text(encoding="utf-8"))
+        assert {target.lstrip(".").partition(".")[0] for target in imports(tree)} <= there, module
+        there.add(module)
 
 
 def test_exported_members() -> None:

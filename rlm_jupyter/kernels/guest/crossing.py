@@ -5,7 +5,7 @@ gives back exactly. `typed`: a header of JSON, and sections of bytes. In the hea
 `data` is, and stands beside it: data that looks like a shape is only data. The host's half is `rlm_jupyter.values`.
 
 Standard library only at import; packages such as pandas are touched only when a value is one of theirs. Like `repl` this very
-source is executed in every kernel, as the module `_rlm_crossing`.
+source is executed in every kernel.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ import sys
 import threading
 from collections.abc import Collection
 from typing import Any
+
+from . import pickles
 
 _STEP = 256 * 1024 * 1024
 """Hashed in one go, without the interpreter's lock: so the text is decoded meanwhile, and an interrupt waits 0.2 s."""
@@ -167,7 +169,7 @@ def encode(value: Any, packages: Collection[str] = PACKAGES) -> tuple[str, str, 
 def for_sibling(value: Any) -> tuple[str, str, list[Any]]:
     """Give form, type name and bytes, in pieces, of a value for another kernel; what cannot be pickled goes as text."""
     try:
-        form, chunks = sys.modules["_rlm_pickles"].pack(value, "answer")
+        form, chunks = pickles.pack(value, "answer")
     except TypeError:
         return "text", type_name(value), [text_of(value).encode("utf-8", "surrogatepass")]
     return form, type_name(value), chunks.pieces

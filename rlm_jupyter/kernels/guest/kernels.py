@@ -25,7 +25,7 @@ from .output import HALF
 from .parcels import Parcels, Piece
 from .pipes import OutputPipes
 from .shell import ShellChannel
-from .sources import sources
+from .sources import PACKAGE, program
 
 FORK_SECONDS = 10.0
 """How long a fork may take until the kernel parent is taken for lost; this kernel and further ones start cold then."""
@@ -124,13 +124,7 @@ class GuestKernel:
             processes.kill([pid])
 
     def _install_code(self) -> str:
-        modules = "__import__('sys').modules"
-        lines = []
-        for name, source in sources():
-            lines.append(f"{modules}[{name!r}] = __import__('types').ModuleType({name!r})")
-            lines.append(f"exec(compile({source!r}, '<rlm>', 'exec'), {modules}[{name!r}].__dict__)")
-        lines.append(f"{modules}['_rlm_repl'].install(get_ipython(), {self._settings!r})\nNone")
-        return "\n".join(lines)
+        return f"{program()}\n__import__('sys').modules[{PACKAGE!r}].install(get_ipython(), {self._settings!r})\nNone"
 
     def request(self, kind: str, content: dict[str, Any]) -> str:
         """Send a request on the shell channel; the first one connects it."""

@@ -24,8 +24,7 @@ import types
 from typing import Any, NoReturn
 
 from . import processes, users
-from .repl import MODULE
-from .sources import sources
+from .sources import PACKAGE, program
 
 _WARM = (
     "IPython.core.interactiveshell", "IPython.core.magics", "IPython.core.completer", "IPython.core.completerlib",
@@ -47,9 +46,7 @@ def warm() -> None:
     for name in _WARM:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    for name, source in sources():
-        module = sys.modules[name] = types.ModuleType(name)
-        exec(compile(source, "<rlm>", "exec"), module.__dict__)
+    exec(compile(program(), "<rlm>", "exec"), {})
     gc.collect()
     gc.freeze()
 
@@ -188,7 +185,7 @@ def _run_kernel(order: dict[str, Any]) -> None:
     app: Any = _application().instance(config=config)
     app.initialize([])
     app.shell.run_cell("pass", store_history=False, silent=True)  # the first cell is slow: let it be this one
-    sys.modules[MODULE].install(app.shell, order["settings"])
+    sys.modules[PACKAGE].install(app.shell, order["settings"])
     app.start()
     # An interrupt in the few instructions around a cell, where ipykernel does not expect it, falls through its event loop.
     while not app.shell.exit_now:

@@ -1,25 +1,38 @@
-"""The modules that are put into every kernel, as source: forked or cold, of this interpreter or another."""
+"""The package that is put into every kernel, as source: forked or cold, of this interpreter or another.
+
+Its modules lie beside this one and import each other as they do here. `repl`, which imports the rest, is the package itself.
+"""
 
 from __future__ import annotations
 
 import importlib.abc
 import importlib.util
 
+PACKAGE = "_rlm_repl"
+"""Its name in the kernel's `sys.modules`."""
 MODULES = (
-    ("_rlm_describing", "describing"),
-    ("_rlm_pickles", "pickles"),
-    ("_rlm_crossing", "crossing"),
-    ("_rlm_repl", "repl"),
-)
-"""Names in the kernel's `sys.modules`, and modules beside this one; the later ones use the earlier."""
+    "describing", "pickles", "crossing", "failures", "channel", "enqueue", "helper", "variables", "looks", "memfiles",
+    "queries", "answer", "displays", "stdio", "quirks",
+)  # fmt: skip
+"""In the order in which they are executed: the later ones import the earlier."""
+ROOT = "repl"
 
 
-def sources() -> list[tuple[str, str]]:
-    """Give each module's name and source, from wherever this package was loaded."""
-    return [(name, _source(f"{__package__}.{module}")) for name, module in MODULES]
+def program() -> str:
+    """Give the code that makes the package in an interpreter, and leaves no other name there."""
+    modules = "__import__('sys').modules"
+    lines = [f"{modules}[{PACKAGE!r}] = __import__('types').ModuleType({PACKAGE!r})", f"{modules}[{PACKAGE!r}].__path__ = []"]
+    for module in (*MODULES, ROOT):
+        name = PACKAGE if module == ROOT else f"{PACKAGE}.{module}"
+        if module != ROOT:
+            lines.append(f"{modules}[{name!r}] = {modules}[{PACKAGE!r}].{module} = __import__('types').ModuleType({name!r})")
+        lines.append(f"{modules}[{name!r}].__package__ = {PACKAGE!r}")
+        lines.append(f"exec(compile({_source(module)!r}, '<rlm>', 'exec'), {modules}[{name!r}].__dict__)")
+    return "\n".join(lines)
 
 
-def _source(name: str) -> str:
+def _source(module: str) -> str:
+    name = f"{__package__}.{module}"
     spec = importlib.util.find_spec(name)
     loader = spec.loader if spec is not None else None
     source = loader.get_source(name) if isinstance(loader, importlib.abc.InspectLoader) else None
