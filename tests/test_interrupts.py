@@ -30,7 +30,7 @@ from tests.shells import open_shell
 Line = tuple[str, int]
 HOUSE = Path(rlm_jupyter.__file__).parent
 BEGINNING = {str(HOUSE / "engine.py"), threading.__file__}
-WATCHED = {str(HOUSE / name) for name in ("magics.py", "rlm.py", "run.py", "engine.py")}
+WATCHED = {str(HOUSE / name) for name in ("asked.py", "rlm.py", "run.py", "engine.py")}
 
 
 class Lines:
@@ -102,9 +102,9 @@ def check(error: BaseException | None, result: RLMResult | None, traces: Path, a
 def test_p09_an_interrupt_at_any_line_of_the_magic_stops_the_run_and_binds_out(nothing_left: None, own_traces: Path) -> None:
     with open_shell() as shell, ScriptedServer(lambda request: answer()) as server:
         cell = f"%%rlm --base-url {server.url} --model m --view none --out got\nq"
-        with Lines("_watch") as lines:
+        with Lines("watch") as lines:
             assert shell.run(cell).error is None
-        assert {"_watch", "begin", "portal", "start", "show", "__next__", "rest"} <= set(lines.passed.values())
+        assert {"watch", "begin", "portal", "start", "show", "__next__", "rest"} <= set(lines.passed.values())
         purge(own_traces)
         for at, function in lines.passed.items():
             if at[0] in BEGINNING:
@@ -112,7 +112,7 @@ def test_p09_an_interrupt_at_any_line_of_the_magic_stops_the_run_and_binds_out(n
             magics = shell.shell.magics_manager.registry["RLMMagics"]
             magics.runs.clear()
             shell.namespace["got"], asked = None, len(server.requests)
-            with Lines("_watch", at) as again:
+            with Lines("watch", at) as again:
                 error = shell.run(cell).error
             assert at in again.passed or function == "__next__", "only whether a clock ticks is chance"
             check(again.ended(error), shell.namespace["got"], own_traces, len(server.requests) - asked)

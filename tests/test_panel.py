@@ -20,6 +20,7 @@ from ipywidgets.widgets import widget as ipywidgets_widget
 
 from rlm_jupyter import RLMResult
 from rlm_jupyter.magics import RLMMagics
+from rlm_jupyter.options import parse
 from rlm_jupyter.testing import Reply, ScriptedServer
 from rlm_jupyter.widgets.fields import A_PATH, NO_CONTEXT
 from rlm_jupyter.widgets.form import CAPS, Form, describe, variables
@@ -65,7 +66,7 @@ class Desk:
     def settings(self, cell: str) -> Any:
         """Give the settings that the magic reads in a cell."""
         line, _ = self.magics.panels._read(cell)
-        return self.magics._settings(self.magics._parse(RLMMagics.ask, line))
+        return self.magics.reader.settings(parse(RLMMagics.ask.parser, line))
 
 
 @pytest.fixture(scope="module")

@@ -85,8 +85,10 @@ MAY_IMPORT = {
     "background": {"run", "trace", "widgets"},
     "steering": GROUND | {"background", "doctor", "run", "sandboxes", "trace", "trace_file", "widgets"},
     "panels": GROUND | {"completion", "lm.table", "run", "widgets"},
-    "magics": GROUND
-    | {"background", "completion", "contexts", "engine", "panels", "result", "run", "steering", "trace", "widgets"},
+    "options": set(),
+    "reading": GROUND | {"contexts", "options"},
+    "asked": GROUND | {"background", "result", "run", "trace", "widgets"},
+    "magics": GROUND | {"asked", "completion", "engine", "options", "panels", "reading", "run", "steering"},
     "testing": GROUND,
     "": {"kernels.modal_place", "magics", "rlm", "run", "result", "settings", "errors"},
 }
@@ -179,7 +181,7 @@ def test_loading_the_extension_imports_nothing_heavy() -> None:
         "anywidget",
     }
     assert heavy.isdisjoint(name.partition(".")[0] for name in loaded)
-    assert len([name for name in loaded if name.startswith("rlm_jupyter")]) <= 4
+    assert len([name for name in loaded if name.startswith("rlm_jupyter")]) <= 5
 
 
 def test_the_host_never_unpickles_or_evaluates() -> None:
