@@ -9,41 +9,30 @@ outcomes and never as text, and after a cap is reached every further call is ref
 from __future__ import annotations
 
 import copy
-import random
-import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import anyio
 import anyio.lowlevel
 
 from rlm_jupyter import events
-from rlm_jupyter.budget import Budget, RequestTooLarge, Reservation
-from rlm_jupyter.errors import LimitReached, LMError, LMRefused, ProtocolError, SettingsError
+from rlm_jupyter.budget import Budget, RequestTooLarge
+from rlm_jupyter.errors import LimitReached, LMError, ProtocolError, SettingsError
 from rlm_jupyter.events import Emit, Usage, clip
 from rlm_jupyter.kernels.messages import CallOutcome, CallRequest
+from rlm_jupyter.lm.attempts import Attempts
 from rlm_jupyter.lm.client import LM, Completion, Message
-from rlm_jupyter.lm.failures import ParameterRefused, Spent
 from rlm_jupyter.lm.ledger import Entry, Ledger
-from rlm_jupyter.lm.prices import Price, price_for
+from rlm_jupyter.lm.outlay import Outlay, Tally
+from rlm_jupyter.lm.parts import Parts
+from rlm_jupyter.lm.prices import Price
 from rlm_jupyter.lm.providers import models_of
+from rlm_jupyter.lm.sizes import size_of
 from rlm_jupyter.settings import BATCH_CAP, MIB, PROMPT_CAP, RunSettings
 
-ATTEMPT_TIMEOUT = 600.0
-"""Seconds that one request may take, as openai has it."""
-BACKOFF, BACKOFF_CAP = 0.5, 30.0
-"""Seconds before the first retry, doubled for each further one, and the most."""
 STAGGER = 4
 """Turns of the event loop between the first requests of a batch. Started all at once they are built all at once, sent all at
 once and answered all at once: each wave then costs the work of the whole batch, where it could cost that of one request."""
-ADAPTATIONS = 3
-"""Requests sent again because a parameter is now sent otherwise; they are no retries."""
-PART_SECONDS = 0.05
-"""Text of a stream is told at most this often."""
-MESSAGE_BYTES, REQUEST_BYTES = 16, 64
-"""What a server adds to the text of a message and of a request, generously, in bytes."""
-PICTURE_BYTES = 6_000
-"""What a picture is taken for: providers charge some hundreds to a few thousand tokens for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,49 +45,6 @@ class RootReply:
     cost: float | None
     attempts: int
     seconds: float
-
-
-@dataclass(slots=True)
-class _Tally:
-    """What the attempts at one call took so far."""
-
-    started: float = field(default_factory=time.monotonic)
-    usage: Usage = field(default_factory=Usage)
-    cost: float | None = None
-    attempts: int = 0
-    partial: str = ""
-
-    def add(self, reservation: Reservation, usage: Usage) -> float | None:
-        """Settle one attempt, and give its cost."""
-        cost = reservation.settle(usage)
-        self.attempts += 1
-        self.usage += usage
-        if cost is not None:
-            self.cost = (self.cost or 0.0) + cost
-        return cost
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.started
-
-
-@dataclass(slots=True)
-class Outlay:
-    """What a node of the tree and all below it have taken so far; `above` is its parent's."""
-
-    above: Outlay | None = None
-    calls: int = 0
-    usage: Usage = field(default_factory=Usage)
-    cost: float | None = None
-
-    def add(self, usage: Usage, cost: float | None) -> None:
-        """Count one request, here and for all above."""
-        self.calls += 1
-        self.usage += usage
-        if cost is not None:
-            self.cost = (self.cost or 0.0) + cost
-        if self.above is not None:
-            self.above.add(usage, cost)
 
 
 Answerer = Callable[[CallRequest, int], Awaitable[CallOutcome]]
@@ -130,20 +76,21 @@ class LMHandler:
     def __init__(
         self, settings: RunSettings, budget: Budget, open_lm: Callable[[str], LM], emit: Emit, node: str = "0"
     ) -> None:
-        self._settings, self._budget, self._open_lm, self._emit, self._node = settings, budget, open_lm, emit, node
-        self._limiter = anyio.CapacityLimiter(settings.max_concurrency)
+        self._settings, self._budget, self._emit, self._node = settings, budget, emit, node
+        self._attempts = Attempts(settings, budget, open_lm, emit, node)
         self._models = models_of(settings)
-        self._lms: dict[str, LM] = {}
-        self._prices: dict[str, Price | None] = {}
         self._ledger = Ledger()
         self._told: list[LimitReached] = []
-        self.spent = Outlay()
 
     def below(self, node: str, settings: RunSettings) -> LMHandler:
         """Give the handler of a child, with its name and settings; it shares all that holds for the whole tree."""
         child = copy.copy(self)
-        child._node, child._settings, child.spent = node, settings, Outlay(self.spent)
+        child._node, child._settings, child._attempts = node, settings, self._attempts.below(node, settings)
         return child
+
+    @property
+    def spent(self) -> Outlay:
+        return self._attempts.spent
 
     @property
     def limit(self) -> LimitReached | None:
@@ -156,14 +103,11 @@ class LMHandler:
 
     async def aclose(self) -> None:
         """Close every client."""
-        while self._lms:
-            await self._lms.popitem()[1].aclose()
+        await self._attempts.aclose()
 
     def price(self, model: str) -> Price | None:
         """Give the price of a model of the run, None where none is known."""
-        if model not in self._prices:
-            self._prices[model] = price_for(model, self._settings)
-        return self._prices[model]
+        return self._attempts.price(model)
 
     async def ask(
         self,
@@ -181,14 +125,16 @@ class LMHandler:
         attempt.
         Raises `LMError` when no attempt succeeds and `LimitReached` when a cap is used up.
         """
-        self._lm(self._settings.model)  # a SettingsError before anything is reserved
-        parts = _Parts(self._emit, self._node, iteration, on_text)
-        size = REQUEST_BYTES + sum(content_length(message["content"]) + MESSAGE_BYTES for message in messages)
-        tally = _Tally()
+        self._attempts.lm(self._settings.model)  # a SettingsError before anything is reserved
+        parts = Parts(self._emit, self._node, iteration, on_text)
+        size = size_of(messages)
+        tally = Tally()
         text, reason = "", "failed"
         try:
             keep = size + growth if growth else 0
-            completion = await self._request(self._settings.model, messages, size, tally, parts=parts, keep=keep, last=last)
+            completion = await self._attempts.complete(
+                self._settings.model, messages, size, tally, parts=parts, keep=keep, last=last
+            )
             text, reason = completion.text, completion.finish_reason
         except LimitReached as limit:
             self._tell(limit)
@@ -280,19 +226,19 @@ class LMHandler:
         if self._budget.limit is not None:
             return self._over(1)[0]
         prompt, model = request.prompts[number], request.model or self._settings.sub()
-        size = byte_length(prompt) + MESSAGE_BYTES + REQUEST_BYTES
+        messages: list[Message] = [{"role": "user", "content": prompt}]
+        size = size_of(messages)
         if refusal := self._unsendable(model, size):
             return CallOutcome(error=refusal)
         entry.asked = True
         call = f"{request.call}.{number}" if request.batch else request.call
         batch = request.call if request.batch else ""
-        tally, outcome = _Tally(), CallOutcome(error="stopped")
+        tally, outcome = Tally(), CallOutcome(error="stopped")
         self._emit(
             events.CallStarted(node=self._node, call=call, batch=batch, cell=request.cell, model=model, prompt=clip(prompt))
         )
         try:
-            messages: list[Message] = [{"role": "user", "content": prompt}]
-            completion = await self._request(model, messages, size, tally, call=call)
+            completion = await self._attempts.complete(model, messages, size, tally, call=call)
             outcome = _outcome(completion, model)
         except RequestTooLarge as error:
             outcome = CallOutcome(error=str(error))
@@ -317,89 +263,6 @@ class LMHandler:
             )
         return outcome
 
-    async def _request(
-        self,
-        model: str,
-        messages: Sequence[Message],
-        size: int,
-        tally: _Tally,
-        *,
-        call: str = "",
-        parts: _Parts | None = None,
-        keep: int = 0,
-        last: bool = False,
-    ) -> Completion:
-        """Ask until there is a reply, a refusal, or no retry left; each attempt waits its turn, is reserved and settled."""
-        failures = adaptations = 0
-        told: LMError
-        while True:
-            try:
-                async with self._limiter:
-                    if last:
-                        reservation = self._budget.reserve_last(model, self.price(model), size)
-                    else:
-                        reservation = await self._budget.reserve(model, self.price(model), size, keep)
-                    return await self._attempt(model, messages, reservation, tally, parts, last=last)
-            except ParameterRefused as error:
-                adaptations += 1
-                if adaptations > ADAPTATIONS:
-                    raise LMRefused(str(error)) from None
-                wait, told = 0.0, error
-            except LMError as error:
-                failures += 1
-                if last:
-                    raise
-                self._budget.check()
-                wait, told = _backoff(failures, error), error
-                if not error.retryable or failures > self._settings.max_retries:
-                    raise _final(error, failures) from None
-                if wait >= self._budget.remaining():
-                    raise _final(error, failures, f"; waiting {wait:.0f} s for another try is past the deadline") from None
-            retried = events.RequestRetried(node=self._node, call=call, attempt=tally.attempts, error=str(told), wait=wait)
-            self._emit(retried)
-            if parts is not None:
-                parts.restart()
-            if wait:
-                await anyio.sleep(wait)
-
-    async def _attempt(
-        self,
-        model: str,
-        messages: Sequence[Message],
-        reservation: Reservation,
-        tally: _Tally,
-        parts: _Parts | None,
-        *,
-        last: bool,
-    ) -> Completion:
-        """Make one request and settle it, whatever comes of it."""
-        usage: Usage | None = None
-        try:
-            lm = self._lm(model)
-            completion = await lm.complete(
-                messages,
-                max_output_tokens=self._settings.max_output_tokens,
-                timeout=min(ATTEMPT_TIMEOUT, max(0.001, self._budget.remaining(last=last))),
-                on_text=parts.add if parts is not None else None,
-            )
-            usage = completion.usage or reservation.estimate(completion.text)
-            return completion
-        except LMError as error:
-            usage = _usage_of_failure(error, reservation, parts.text if parts is not None else "")
-            raise
-        finally:
-            if usage is None:  # aborted: what was generated and paid nobody tells
-                usage = reservation.estimate(parts.text if parts is not None and parts.text else None)
-            if parts is not None:
-                tally.partial = parts.text
-            self.spent.add(usage, tally.add(reservation, usage))
-
-    def _lm(self, model: str) -> LM:
-        lm = self._lms.get(model)
-        if lm is None:
-            lm = self._lms[model] = self._open_lm(model)
-        return lm
-
     def _refusal(self, request: CallRequest) -> str:
         """Give what is wrong with a call before anything is spent, or ''."""
         if request.model is not None and request.model not in self._models:
@@ -417,7 +280,7 @@ class LMHandler:
         if size > PROMPT_CAP:
             return f"the prompt has {size / MIB:.1f} MiB; at most {PROMPT_CAP // MIB} MiB can be sent: send less of it"
         try:
-            self._lm(model)
+            self._attempts.lm(model)
         except SettingsError as error:
             return str(error)
         too_large = self._budget.too_large(model, self.price(model), size)
@@ -437,52 +300,6 @@ class LMHandler:
             self._emit(events.Notice(node=self._node, text=f"limit reached: {limit}"))
 
 
-class _Parts:
-    """Collects the text of a stream and tells it in pieces, not more often than every `PART_SECONDS`."""
-
-    def __init__(self, emit: Emit, node: str, iteration: int, on_text: Callable[[str], None] | None) -> None:
-        self._emit, self._node, self._iteration, self._on_text = emit, node, iteration, on_text
-        self._pieces: list[str] = []
-        self._told = 0
-        self._last = 0.0
-
-    @property
-    def text(self) -> str:
-        return "".join(self._pieces)
-
-    def add(self, text: str) -> None:
-        self._pieces.append(text)
-        if time.monotonic() - self._last >= PART_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        text = "".join(self._pieces[self._told :])
-        if text and self._on_text is not None:
-            self._on_text(text)
-        elif text:
-            self._emit(events.ReplyPart(node=self._node, iteration=self._iteration, text=clip(text)))
-        self._told, self._last = len(self._pieces), time.monotonic()
-
-    def restart(self) -> None:
-        """Make void what has come so far."""
-        if self._told:
-            self._emit(events.ReplyRestarted(node=self._node, iteration=self._iteration))
-        self._pieces.clear()
-        self._told = 0
-
-
-def byte_length(text: str) -> int:
-    """Give the size of `text` in UTF-8, lone surrogates included."""
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-
-
-def content_length(content: object) -> int:
-    """Give the bytes of a message's content as the budget counts them: of its text, and `PICTURE_BYTES` for each picture."""
-    if isinstance(content, list):
-        return sum(byte_length(part["text"]) if part["type"] == "text" else PICTURE_BYTES for part in content)
-    return byte_length(str(content))
-
-
 def _refused(error: str, count: int) -> list[CallOutcome]:
     return [CallOutcome(error=error)] * count
 
@@ -491,24 +308,3 @@ def _outcome(completion: Completion, model: str) -> CallOutcome:
     if not completion.text and completion.finish_reason == "length":
         return CallOutcome(error=f"{model} used all of its output tokens before it wrote any text (max_output_tokens)")
     return CallOutcome(text=completion.text)
-
-
-def _usage_of_failure(error: LMError, reservation: Reservation, partial: str) -> Usage:
-    """Say what a failed request is to be counted as: nothing where the server took none of it."""
-    cause = error.__cause__
-    if not isinstance(cause, Spent):
-        return Usage()
-    return cause.usage or reservation.estimate(partial or None if cause.text is None else cause.text)
-
-
-def _backoff(failures: int, error: LMError) -> float:
-    """Give the seconds to wait: as the provider asks, else doubled each time, with jitter so that callers spread."""
-    wait = min(BACKOFF_CAP, BACKOFF * 2.0 ** (failures - 1)) * random.uniform(0.5, 1.0)
-    return wait if error.retry_after is None else max(error.retry_after, 0.0) + random.uniform(0.0, 0.1)
-
-
-def _final(error: LMError, failures: int, why: str = "") -> LMError:
-    """Give the error that the caller sees, which says how often was tried."""
-    if failures == 1 and not why:
-        return error
-    return type(error)(f"{error} ({failures} attempts{why})", retry_after=error.retry_after)
