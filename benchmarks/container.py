@@ -20,10 +20,13 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+from columns import HERE, Turns, Worker, scripted_server
 from measures import Task
-from run import FLOOR, HERE, OURS, THEIRS, Figure, Row, Worker, _ms, machine, quiet, reference_python, text, write_docs
+from reference_venv import reference_python
+from tables import FLOOR, OURS, THEIRS, Figure, Row, machine, ms, text, write_docs
 
 NEEDED = ("dill", "requests", "pip")
 IMAGE = "rlm-jupyter-bench-reference"
@@ -116,32 +119,22 @@ async def start(name: str, image: str) -> Worker:
     return await Worker.start(sys.executable, "container_ours.py" if name == OURS else "floor.py", name)
 
 
-async def measure(base: str, rounds: int) -> tuple[dict[str, dict[str, Figure]], int]:
-    """Give measure -> column -> figure, and how many turns began although something else kept the machine busy."""
-    busy = 0
+async def measure(base: str, rounds: int) -> Turns:
     images = {OURS: base, THEIRS: reference_image(base), FLOOR: ""}
-    server = await Worker.start(sys.executable, "server.py", "the scripted server")
-    url = f"http://127.0.0.1:{int(await server.line())}"
+    server, url = await scripted_server()
     columns = {name: await start(name, image) for name, image in images.items()}
-    figures = {title: {name: Figure() for name in names} for title, names in PLAN}
+    turns = Turns(dict(PLAN), rounds)
     try:
         await columns[OURS].ask(Task("ready", url))  # makes its image, if it is not there
-        for number in range(rounds):
-            for title, names in PLAN:
-                for name in names:
-                    print(f"\rround {number + 1} of {rounds}: {title}, {name}".ljust(60), end="", file=sys.stderr, flush=True)
-                    if title == FRESH:
-                        await columns[name].close()
-                        columns[name] = await start(name, images[name])
-                    busy += not await quiet()
-                    answer = await columns[name].ask(Task(title, url))
-                    figures[title][name].samples += answer.samples
-                    figures[title][name].counts.append(answer.counts)
-        print("\r".ljust(61) + "\r", end="", file=sys.stderr, flush=True)
+        for title, name in turns:
+            if title == FRESH:
+                await columns[name].close()
+                columns[name] = await start(name, images[name])
+            await turns.take(title, name, partial(columns[name].ask, Task(title, url)))
     finally:
         for worker in (*columns.values(), server):
             await worker.close()
-    return figures, busy
+    return turns
 
 
 def rows(figures: dict[str, dict[str, Figure]]) -> list[Row]:
@@ -153,7 +146,7 @@ def rows(figures: dict[str, dict[str, Figure]]) -> list[Row]:
     direct = figures["calls"][FLOOR].median
     ours, theirs = (figures["calls"][name].median - direct for name in (OURS, THEIRS))
     table += [
-        Row("llm_query over a direct call", _ms(ours), _ms(theirs), "", "rlms", ours / theirs, 1.0, 1 / 2),
+        Row("llm_query over a direct call", ms(ours), ms(theirs), "", "rlms", ours / theirs, 1.0, 1 / 2),
         _beside("100 MB of text usable as context", figures["context"], 1 / 8),
         _beside("trivial cell, 100 MB kept in the kernel", figures["state"], 1 / 300),
     ]
@@ -178,9 +171,9 @@ def main() -> int:
         print("nothing was measured in a container: there is no engine, or no base image")
         return 0
     rounds = 2 if options.quick else 5
-    figures, busy = asyncio.run(measure(base, rounds))
+    turns = asyncio.run(measure(base, rounds))
     version = docker("version", "--format", "{{.Server.Version}}")
-    drawn = text(rows(figures), [*machine(rounds, busy), f"Docker {version}, both columns from {base}"])
+    drawn = text(rows(turns.figures), [*machine(rounds, turns.busy), f"Docker {version}, both columns from {base}"])
     print(drawn, end="")
     if options.docs:
         write_docs(options.docs, drawn, "containers")

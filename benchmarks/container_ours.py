@@ -5,20 +5,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import tempfile
-import time
-from collections.abc import Awaitable, Callable
 
 from bulk import HOLD, PRINT, QUICK, SIZE, peak, reset_peak, text
 from measures import Answer, Server, Task, block, calls_cell, checked_gaps, gap_script, serve
-from ours import no_calls, rlm
+from our_boxes import asked, in_box, load, run, trivial_cells
+from our_boxes import ready as box_ready
+from ours import rlm
 
-from rlm_jupyter.contexts import prepare as prepare_context
 from rlm_jupyter.kernels import launch
 from rlm_jupyter.kernels.environment import Environment
-from rlm_jupyter.kernels.kernel import Kernel, Output
+from rlm_jupyter.kernels.kernel import Kernel
 from rlm_jupyter.settings import RunSettings
 
 PLACE = {"environment": "docker", "environment_kwargs": {"image": os.environ["BENCH_IMAGE"]}}
@@ -30,40 +28,8 @@ async def opened(context: int = 0) -> Environment:
     return await launch.prepare(settings, context, print).open(print)
 
 
-async def run(kernel: Kernel, code: str) -> str:
-    outputs: list[Output] = []
-    result = await kernel.execute(code, outputs.append)
-    if result.status != "ok":
-        raise RuntimeError(f"the cell ended with {result.status}: {result.error}")
-    return "".join(output.text for output in outputs)
-
-
-def in_box(work: Callable[[Kernel], Awaitable[Answer]], context: int = 0) -> Answer:
-    """Do `work` with a kernel in a box of its own, which is not part of what is measured."""
-
-    async def main() -> Answer:
-        environment = await opened(context)
-        try:
-            kernel = await environment.start_kernel(no_calls)
-            await run(kernel, "pass")
-            return await work(kernel)
-        finally:
-            await environment.close()
-
-    return asyncio.run(main())
-
-
 def ready(task: Task) -> Answer:
-    async def main() -> Answer:
-        began = time.monotonic()
-        environment = await opened()
-        try:
-            await run(await environment.start_kernel(no_calls), "pass")
-            return Answer([time.monotonic() - began])
-        finally:
-            await environment.close()
-
-    return asyncio.run(main())
+    return box_ready(opened)
 
 
 def gap(task: Task) -> Answer:
@@ -75,38 +41,24 @@ def gap(task: Task) -> Answer:
 
 
 def calls(task: Task) -> Answer:
-    Server(task.url).script([block(calls_cell() + "\nFINAL_VAR(measured)")])
-    with rlm(task.url, **PLACE) as model:
-        result = model.completion("A text.")
-    if result.status != "answered":
-        raise RuntimeError(f"{result.status}: {result.response} {result.error}")
-    return Answer(result.value)
+    return asked(task, [block(calls_cell() + "\nFINAL_VAR(measured)")], **PLACE)
 
 
 def context(task: Task) -> Answer:
     value = text()
 
     async def work(kernel: Kernel) -> Answer:
-        began = time.monotonic()
-        await kernel.load("context", prepare_context(value).payload)
-        if int(await run(kernel, "print(len(context))")) != SIZE:
-            raise RuntimeError("the context did not arrive whole")
-        return Answer([time.monotonic() - began])
+        return Answer([await load(kernel, value)])
 
-    return in_box(work, SIZE)
+    return in_box(lambda: opened(SIZE), work)
 
 
 def state(task: Task) -> Answer:
     async def work(kernel: Kernel) -> Answer:
         await run(kernel, HOLD)
-        samples: list[float] = []
-        for _ in range(QUICK):
-            began = time.monotonic()
-            await run(kernel, "pass")
-            samples.append(time.monotonic() - began)
-        return Answer(samples)
+        return await trivial_cells(kernel, QUICK)
 
-    return in_box(work)
+    return in_box(opened, work)
 
 
 def printed(task: Task) -> Answer:
@@ -116,7 +68,7 @@ def printed(task: Task) -> Answer:
         shown = await run(kernel, PRINT)
         return Answer(counts={"memory": peak() - before, "kept": len(shown)})
 
-    return in_box(work)
+    return in_box(opened, work)
 
 
 if __name__ == "__main__":

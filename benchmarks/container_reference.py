@@ -9,43 +9,23 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import time
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from bulk import HOLD, PRINT, SIZE, SLOW, peak, reset_peak, text
+from bulk import HOLD, PRINT, SLOW, peak, reset_peak, text
 from measures import Answer, Server, Task, block, calls_cell, checked_gaps, gap_script, serve
 from reference import FINAL, rlm
+from reference_boxes import in_box, load, run, trivial_cells
+from reference_boxes import ready as box_ready
 from rlm.environments.docker_repl import DockerREPL  # type: ignore[import-not-found,unused-ignore]
 
 IMAGE = os.environ["BENCH_IMAGE"]
 PLACE = {"environment": "docker", "environment_kwargs": {"image": IMAGE}}
-
-
-def in_container(work: Callable[[Any], Answer]) -> Answer:
-    """Do `work` with a container of its own, which is not part of what is measured."""
-    environment = DockerREPL(image=IMAGE)
-    try:
-        run(environment, "pass")
-        return work(environment)
-    finally:
-        environment.cleanup()
-
-
-def run(environment: Any, code: str) -> str:
-    result = environment.execute_code(code)
-    if result.stderr:
-        raise RuntimeError(result.stderr)
-    return str(result.stdout)
+MAKE = partial(DockerREPL, image=IMAGE)
 
 
 def ready(task: Task) -> Answer:
-    began = time.monotonic()
-    environment = DockerREPL(image=IMAGE)
-    run(environment, "pass")
-    seconds = time.monotonic() - began
-    environment.cleanup()
-    return Answer([seconds])
+    return box_ready(MAKE)
 
 
 def gap(task: Task) -> Answer:
@@ -62,31 +42,16 @@ def calls(task: Task) -> Answer:
 
 
 def context(task: Task) -> Answer:
-    """Time the loading alone, after which the next cell has it: the cell that ours is timed with would cost as much again."""
     value = text()
-
-    def work(environment: Any) -> Answer:
-        began = time.monotonic()
-        environment.load_context(value)
-        seconds = time.monotonic() - began
-        if int(run(environment, "print(len(context))")) != SIZE:
-            raise RuntimeError("the context did not arrive whole")
-        return Answer([seconds])
-
-    return in_container(work)
+    return in_box(MAKE, lambda environment: Answer([load(environment, value)]))
 
 
 def state(task: Task) -> Answer:
     def work(environment: Any) -> Answer:
         run(environment, HOLD)
-        samples = []
-        for _ in range(SLOW):
-            began = time.monotonic()
-            run(environment, "pass")
-            samples.append(time.monotonic() - began)
-        return Answer(samples)
+        return trivial_cells(environment, SLOW)
 
-    return in_container(work)
+    return in_box(MAKE, work)
 
 
 def printed(task: Task) -> Answer:
@@ -96,7 +61,7 @@ def printed(task: Task) -> Answer:
         shown = run(environment, PRINT)
         return Answer(counts={"memory": peak() - before, "kept": len(shown)})
 
-    return in_container(work)
+    return in_box(MAKE, work)
 
 
 if __name__ == "__main__":

@@ -65,16 +65,16 @@ def block(code: str) -> str:
     return f"```repl\n{code}\n```"
 
 
-def calls_cell() -> str:
+def calls_cell(calls: int = CALLS, warm_up: int = WARM_UP) -> str:
     """Give a cell that leaves the seconds of each `llm_query` in `measured`."""
     return f"""import time
 measured = []
-for _ in range({CALLS + WARM_UP}):
+for _ in range({calls + warm_up}):
     began = time.perf_counter()
     reply = llm_query("How is the weather in the text?")
     measured.append(time.perf_counter() - began)
     assert reply == "ok", reply
-measured = measured[{WARM_UP}:]"""
+measured = measured[{warm_up}:]"""
 
 
 def batch_cell(size: int) -> str:

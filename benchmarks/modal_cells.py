@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 
-from measures import Task, block
+from measures import Task, block, calls_cell
 
 CALLS, WARM_UP = 40, 5
 CELLS = 20
@@ -26,17 +28,6 @@ print(total / os.sysconf("SC_CLK_TCK"))"""
 """Prints the processor seconds that all processes of the sandbox but the asking one have taken."""
 
 
-def calls_cell() -> str:
-    return f"""import time
-measured = []
-for _ in range({CALLS + WARM_UP}):
-    began = time.perf_counter()
-    reply = llm_query("How is the weather in the text?")
-    measured.append(time.perf_counter() - began)
-    assert reply == "ok", reply
-measured = measured[{WARM_UP}:]"""
-
-
 def threads_cell() -> str:
     return f"""import time
 from concurrent.futures import ThreadPoolExecutor
@@ -56,7 +47,11 @@ measured = [time.perf_counter() - began]
 assert list(replies) == ["ok"] * {BATCH}, replies"""
 
 
-CELL = {"calls": calls_cell, "threads": threads_cell, "batch": batch_cell}
+CELL: dict[str, Callable[[], str]] = {
+    "calls": partial(calls_cell, CALLS, WARM_UP),
+    "threads": threads_cell,
+    "batch": batch_cell,
+}
 
 
 def script_of(task: Task, final: str) -> list[str]:

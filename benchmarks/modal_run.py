@@ -16,12 +16,15 @@ import statistics
 import subprocess
 import sys
 from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+from columns import HERE, Turns, Worker, scripted_server
 from measures import Answer, Task
 from modal_cells import BATCH, IDLE, SIZES, THREADS
-from run import FLOOR, HERE, OURS, THEIRS, Figure, Row, Worker, _ms, machine, quiet, reference_python, text, write_docs
+from reference_venv import reference_python
+from tables import FLOOR, OURS, THEIRS, Figure, Row, machine, ms, text, write_docs
 
 sys.path.insert(0, str(HERE.parent))
 from tests.modal_local import boxes
@@ -53,33 +56,25 @@ def with_modal(python: Path) -> Path:
     return python
 
 
-async def measure(plane: LocalModal, theirs: Path, rounds: int) -> tuple[dict[str, dict[str, Figure]], int]:
-    """Give measure -> column -> figure, and how many turns began although something else kept the machine busy."""
-    busy = 0
-    server = await Worker.start(sys.executable, "server.py", "the scripted server")
-    url = f"http://127.0.0.1:{int(await server.line())}"
+async def measure(plane: LocalModal, theirs: Path, rounds: int) -> Turns:
+    server, url = await scripted_server()
     columns = {
         OURS: await Worker.start(sys.executable, "modal_ours.py", OURS),
         THEIRS: await Worker.start(theirs, "modal_reference.py", THEIRS),
         FLOOR: await Worker.start(sys.executable, "modal_floor.py", FLOOR),
     }
-    figures = {title: {name: Figure() for name in names} for title, names, *_ in PLAN}
+    turns = Turns({title: names for title, names, *_ in PLAN}, rounds)
+    tasks = {title: (way, Task(task, url, latency=latency)) for title, _, task, latency, way in PLAN}
     try:
         for name in ALL:  # the first use of the package and of a connection is not part of what is measured
             await columns[name].ask(Task("ready" if name in BOTH else "calls", url))
-        for number in range(rounds):
-            for title, names, task, latency, way in PLAN:
-                for name in names:
-                    print(f"\rround {number + 1} of {rounds}: {title}, {name}".ljust(60), end="", file=sys.stderr, flush=True)
-                    busy += not await quiet()
-                    answer = await _at(plane, way, columns[name], Task(task, url, latency=latency))
-                    figures[title][name].samples += answer.samples
-                    figures[title][name].counts.append(answer.counts)
-        print("\r".ljust(61) + "\r", end="", file=sys.stderr, flush=True)
+        for title, name in turns:
+            way, task = tasks[title]
+            await turns.take(title, name, partial(_at, plane, way, columns[name], task))
     finally:
         for worker in (*columns.values(), server):
             await worker.close()
-    return figures, busy
+    return turns
 
 
 async def _at(plane: LocalModal, way: float, column: Worker, task: Task) -> Answer:
@@ -92,7 +87,7 @@ async def _at(plane: LocalModal, way: float, column: Worker, task: Task) -> Answ
 
 def rows(figures: dict[str, dict[str, Figure]]) -> list[Row]:
     """Set the figures side by side with the ratios and what they are to be."""
-    slow = f"{_ms(SLOW)} ms each way"
+    slow = f"{ms(SLOW)} ms each way"
     table = [
         _beside("sandbox ready, image there", figures["ready"], "rlms", 0.5),
         _beside("trivial cell", figures["cells"], "rlms", 1 / 15),
@@ -137,9 +132,9 @@ def main() -> int:
     theirs = with_modal(reference_python())  # before the plane's certificates are those of this process
     with LocalModal() as plane:
         os.environ.update(plane.environment)
-        figures, busy = asyncio.run(measure(plane, theirs, rounds))
+        turns = asyncio.run(measure(plane, theirs, rounds))
     place = f"modal {version('modal')} in all columns, against the local control plane of tests/modal_local"
-    drawn = text(rows(figures), [*machine(rounds, busy), place])
+    drawn = text(rows(turns.figures), [*machine(rounds, turns.busy), place])
     print(drawn, end="")
     if options.docs:
         write_docs(options.docs, drawn, "sandboxes")
