@@ -30,36 +30,28 @@ class Channel:
         self._local = threading.local()
 
     def ask(self, header: dict[str, Any], body: bytes = b"", fd: int | None = None) -> tuple[dict[str, Any], bytes]:
-        """Send one request, with a descriptor if one is given, and wait for its answer.
-
-        An interrupted wait gives the connection up, and so the request.
-        """
-        try:
-            connection = self._connection()
-            send(connection, header, body, fd)
-            return receive(connection)[:2]
-        except OSError as error:
-            self.drop()
-            raise LMError(f"the connection to the host is gone ({error})") from None
-        except BaseException:
-            self.drop()
-            raise
+        """Send one request, with a descriptor if one is given, and wait for its answer."""
+        return self._exchange(header, body, fd)[:2]
 
     def take(self, header: dict[str, Any]) -> tuple[dict[str, Any], int]:
         """Send one request whose answer brings a descriptor, or says why not."""
+        answer, _, fd = self._exchange(header, b"", None)
+        if fd is None:
+            raise LMError(answer.get("refused", "nothing was handed over"))
+        return answer, fd
+
+    def _exchange(self, header: dict[str, Any], body: bytes, fd: int | None) -> tuple[dict[str, Any], bytes, int | None]:
+        """Ask and wait; an interrupted wait gives the connection up, and so the request."""
         try:
             connection = self._connection()
-            send(connection, header, b"")
-            answer, _, fd = receive(connection)
+            send(connection, header, body, fd)
+            return receive(connection)
         except OSError as error:
             self.drop()
             raise LMError(f"the connection to the host is gone ({error})") from None
         except BaseException:
             self.drop()
             raise
-        if fd is None:
-            raise LMError(answer.get("refused", "nothing was handed over"))
-        return answer, fd
 
     def drop(self) -> None:
         """Close this thread's connection; the next request opens another."""
