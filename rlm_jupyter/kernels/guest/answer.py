@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from . import crossing
+from . import crossing, pickles, workfiles
 from .channel import Channel
 from .failures import holds_failed_reply
 from .helper import Helper
@@ -60,7 +60,7 @@ class Answer(Helper):
         header: dict[str, Any] = {"kind": "final", "name": name[:1000], "preview": ""}
         if self.for_parent:
             header["preview"] = shortened(look(var))
-            form, type_name, pieces = crossing.for_sibling(var)
+            form, type_name, pieces = _for_parent(var)
         else:
             form, type_name, data = crossing.encode(var, self._caps["packages"])
             pieces = [data]
@@ -82,7 +82,17 @@ class Answer(Helper):
 
     def give_files(self, total: int, count: int) -> None:
         """Hand over the files of the kernel's own folder; the host asks for it, in a cell of its own, at the end."""
-        self.FINAL_VAR(crossing.written(self._folder, total, count))
+        self.FINAL_VAR(workfiles.written(self._folder, total, count))
+
+
+def _for_parent(value: Any) -> tuple[str, str, list[Any]]:
+    """Give form, type name and bytes, in pieces, of a value for another kernel; what cannot be pickled goes as text."""
+    name = crossing.type_name(value)
+    try:
+        form, chunks = pickles.pack(value, "answer")
+    except TypeError:
+        return "text", name, [crossing.text_of(value).encode("utf-8", "surrogatepass")]
+    return form, name, chunks.pieces
 
 
 class NameArguments(ast.NodeTransformer):

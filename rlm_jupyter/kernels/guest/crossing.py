@@ -1,8 +1,8 @@
-"""What crosses between host and kernel, or two kernels, on the kernel's side: contexts and pickles in, values out.
+"""Values on their way from a kernel to the host. The host's half is `rlm_jupyter.values`.
 
 A value goes out in one of three forms. `text`: a str, or what a thing of another kind looks like as text. `json`: what JSON
 gives back exactly. `typed`: a header of JSON, and sections of bytes. In the header `shape` says of which type each part of
-`data` is, and stands beside it: data that looks like a shape is only data. The host's half is `rlm_jupyter.values`.
+`data` is, and stands beside it: data that looks like a shape is only data.
 
 Standard library only at import; packages such as pandas are touched only when a value is one of theirs. Like `repl` this very
 source is executed in every kernel.
@@ -11,124 +11,11 @@ source is executed in every kernel.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import hmac
 import io
 import json
-import mmap
-import os
-import pickle
-import stat
 import struct
-import sys
-import threading
 from collections.abc import Collection
 from typing import Any
-
-from . import pickles
-
-_STEP = 256 * 1024 * 1024
-"""Hashed in one go, without the interpreter's lock: so the text is decoded meanwhile, and an interrupt waits 0.2 s."""
-
-
-class NotLoaded(Exception):
-    """A context that cannot be had in this kernel; the text says why."""
-
-
-def load(order: dict[str, Any], path: str | int = "") -> Any:
-    """Give the object in the file that the host wrote, if its bytes are exactly those that the host wrote.
-
-    Or the object that another kernel wrote, in the file of the descriptor `path`, which is closed. Large arrays are not read
-    but mapped; a page that the code writes to becomes the kernel's own.
-    """
-    offset, size = order.get("offset", 0), order["size"]
-    with open(path or order["path"], "rb") as file:
-        whole = file.seek(0, 2)
-        if size > whole - offset or (not path and size != whole):
-            raise NotLoaded("the context arrived with another size")
-        access = mmap.ACCESS_READ if order["form"] == "text" else mmap.ACCESS_COPY
-        data = mmap.mmap(file.fileno(), size, access=access, offset=offset) if size else b""
-    view = memoryview(data)
-    if order["form"] != "text":
-        _check(_digest(view), order)
-        return _unpickle(view)
-    found: list[str] = []
-    hashing = threading.Thread(target=lambda: found.append(_digest(view)))
-    hashing.start()
-    try:
-        text = str(view, "utf-8", "surrogatepass")
-    finally:
-        hashing.join()
-    _check(found[0], order)
-    return text
-
-
-def _digest(view: memoryview) -> str:
-    digest = hashlib.sha256()
-    for at in range(0, len(view), _STEP):
-        digest.update(view[at : at + _STEP])
-    return digest.hexdigest()
-
-
-def _check(digest: str, order: dict[str, Any]) -> None:
-    if not hmac.compare_digest(digest, order["digest"]):
-        raise NotLoaded("the context arrived with another digest")
-
-
-def _unpickle(view: memoryview) -> Any:
-    (length,) = struct.unpack(">Q", view[-8:])
-    index = json.loads(bytes(view[-8 - length : -8]))
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if index["by"] == "dill" and index["python"] != python:
-        raise NotLoaded(
-            f"it holds functions or classes of the notebook, which only Python {index['python']} can read, and the kernel "
-            f"runs {python}; pass plain data, such as vars(x) of each object, or use a kernel of Python {index['python']}"
-        )
-    buffers = [view[at : at + size] for at, size in index["buffers"]]
-    try:
-        if index["by"] == "dill":
-            import dill  # noqa: F401  # some of what it wrote is read with its own functions
-        return pickle.loads(view[: index["pickle"]], buffers=buffers)
-    except ModuleNotFoundError as error:
-        name = str(error.name).partition(".")[0]
-        where = "install it there" if name in (*index["packages"], "dill") else "pass plain data instead, such as vars(x)"
-        raise NotLoaded(f"the kernel's Python cannot import {name}, which the context needs; {where}") from None
-    except Exception as error:
-        other = [f"{name} {theirs} and here {ours}" for name, theirs, ours in _versions(index["packages"]) if theirs != ours]
-        hint = f"; it was written by {', '.join(other)}" if other else ""
-        raise NotLoaded(f"{type(error).__name__}: {error}{hint}") from None
-
-
-def _versions(packages: dict[str, str]) -> list[tuple[str, str, str]]:
-    return [(name, theirs, getattr(sys.modules.get(name), "__version__", "none")) for name, theirs in packages.items()]
-
-
-# Files and values out
-
-_FILES_DEEPEST = 8
-
-
-def written(folder: str, total: int, count: int) -> dict[str, bytes]:
-    """Give the files of a folder by relative path, as long as they fit: no links, no devices, nothing hidden."""
-    found: dict[str, bytes] = {}
-    for place, folders, names in os.walk(folder, followlinks=False):
-        deep = os.path.relpath(place, folder).count(os.sep) >= _FILES_DEEPEST - 1
-        folders[:] = [] if deep else sorted(name for name in folders if not name.startswith((".", "__pycache__")))
-        for name in sorted(names):
-            path = os.path.join(place, name)
-            try:
-                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-            except OSError:
-                continue
-            with open(fd, "rb") as file:
-                size = os.fstat(fd).st_size
-                if name.startswith(".") or not stat.S_ISREG(os.fstat(fd).st_mode) or size > total or len(found) >= count:
-                    continue
-                data = file.read(size)
-            found[os.path.relpath(path, folder)] = data
-            total -= len(data)
-    return found
-
 
 PACKAGES = ("numpy", "pandas", "pyarrow", "polars")
 _DEEPEST = 100
@@ -166,16 +53,8 @@ def encode(value: Any, packages: Collection[str] = PACKAGES) -> tuple[str, str, 
     return "text", kind, text_of(value).encode("utf-8", "surrogatepass")
 
 
-def for_sibling(value: Any) -> tuple[str, str, list[Any]]:
-    """Give form, type name and bytes, in pieces, of a value for another kernel; what cannot be pickled goes as text."""
-    try:
-        form, chunks = pickles.pack(value, "answer")
-    except TypeError:
-        return "text", type_name(value), [text_of(value).encode("utf-8", "surrogatepass")]
-    return form, type_name(value), chunks.pieces
-
-
 def type_name(value: Any) -> str:
+    """Give the whole name of a value's type."""
     kind = type(value)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     return name.encode("ascii", "backslashreplace").decode()[:200]

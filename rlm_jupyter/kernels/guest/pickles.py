@@ -7,7 +7,7 @@ imported elsewhere: what holds them is pickled by dill, which sends their code, 
 What can be read only once, or not before something else is done (iterators, open files, lazy frames), is refused, never used
 up; what cannot be pickled is refused with the name of the part that fails.
 
-The host writes contexts with it, and kernels what they hand to each other: like `crossing`, which reads it, this source is
+The host writes contexts with it, and kernels what they hand to each other: like `loading`, which reads it, this source is
 executed in every kernel. Standard library only at import.
 """
 
@@ -23,8 +23,9 @@ import types
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from .crossing import PACKAGES
+
 ALIGNMENT = 64
-PACKAGES = ("numpy", "pandas", "pyarrow", "polars")
 _LAZY = {
     "LazyFrame": "{where} = {where}.collect()",
     "LazyGroupBy": "collect it first",

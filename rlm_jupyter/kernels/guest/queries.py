@@ -12,7 +12,7 @@ import os
 import secrets
 from typing import Any
 
-from . import crossing, describing, pickles
+from . import crossing, describing, loading, pickles
 from .channel import Channel
 from .enqueue import Enqueue
 from .failures import FailedReply, LMError, warn_of_failures
@@ -44,7 +44,7 @@ class Queries(Helper):
     def taken(self, call: str, place: int) -> Any:
         """Give the value that lies ready for this kernel at the supervisor."""
         piece, fd = self._channel.take({"kind": "take", "call": call, "place": place})
-        return crossing.load(piece, fd)
+        return loading.load(piece, fd)
 
     def llm_query(self, prompt: str, model: str | None = None) -> str:
         """Ask a sub-LM one thing and give its reply.

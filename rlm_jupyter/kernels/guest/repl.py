@@ -13,7 +13,7 @@ import os
 import sys
 from typing import Any
 
-from . import crossing, quirks
+from . import loading, quirks
 from .answer import Answer, NameArguments
 from .channel import Channel
 from .displays import Displays
@@ -91,7 +91,7 @@ class Repl:
     def load(self, line: str) -> None:
         """Set a global from a file of the host's, if its bytes are exactly what the host wrote."""
         order = json.loads(line)
-        self.contexts[order["name"]] = crossing.load(order)
+        self.contexts[order["name"]] = loading.load(order)
         self.put_back()
 
     def inherit(self) -> None:
