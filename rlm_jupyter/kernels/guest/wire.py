@@ -1,7 +1,7 @@
 """Every message between host and supervisor, as a type.
 
 Each is a frozen dataclass whose fields are exactly the keys of the header; `data` is the body and stands in no header.
-`decode` refuses what is not exactly one of them: unknown kinds, missing or further keys, other types, numbers below zero.
+`decode` refuses what is not exactly one of them: unknown kinds, missing or further keys, other types (`fields`).
 The supervisor's messages are numbered (`n` in the header), and every message that is about a kernel names it.
 
 A field with a default may be left out of the header, and stands there only where it says something else.
@@ -20,13 +20,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from . import fields
+from .fields import WireError as WireError
+from .fields import read_digest as read_digest
 from .frames import Header
 
 PROTOCOL = 2
 VALUE_PIECE = 1024 * 1024
 PICTURE_CAP = 8 * 1024 * 1024
 PICTURES_OF_A_CELL = 20
-TEXT_CAP = 64 * 1024
 STREAMS = ("stdout", "stderr", "result", "display", "error")
 FORMS = ("text", "json", "typed", "pickle")
 """Of a final value. `pickle` is for a sibling kernel only, and never for the host."""
@@ -36,11 +38,6 @@ FILE = re.compile(r"[a-z0-9-]{1,60}")
 """Names of files in the run's folder that the host may choose."""
 
 _CALL = re.compile(r"[0-9a-f]{32}")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-
-
-class WireError(Exception):
-    """A message that the protocol does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -455,54 +452,13 @@ def read_final(value: object) -> FinalInfo:
     return final
 
 
-def read_digest(value: object) -> str:
-    """Read a digest: 64 hex digits."""
-    if type(value) is not str or not _DIGEST.fullmatch(value):
-        raise WireError("a digest that is none")
-    return value
-
-
-def _whole(value: object) -> int:
-    if type(value) is not int or not 0 <= value < 2**63:
-        raise WireError("a number that is not a whole number from 0")
-    return value
-
-
-def _text(value: object) -> str:
-    if type(value) is not str or len(value) > TEXT_CAP:
-        raise WireError("a text that is none, or too long")
-    return value
-
-
-def _text_or_none(value: object) -> str | None:
-    return None if value is None else _text(value)
-
-
-def _truth(value: object) -> bool:
-    if type(value) is not bool:
-        raise WireError("a truth value that is none")
-    return value
-
-
-def _wholes(value: object) -> tuple[int, ...]:
-    if type(value) is not list or not all(type(item) is int and 0 <= item < 2**63 for item in value):
-        raise WireError("a list of numbers that is none")
-    return tuple(value)
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    if type(value) is not list or len(value) > 1000:
-        raise WireError("a list of texts that is none, or too long")
-    return tuple(_text(item) for item in value)
-
-
 def _final(value: object) -> FinalInfo | None:
     return None if value is None else read_final(value)
 
 
 _READERS: dict[str, Callable[[object], Any]] = {
-    "int": _whole, "str": _text, "str | None": _text_or_none, "bool": _truth, "bytes": _whole,
-    "tuple[int, ...]": _wholes, "tuple[str, ...]": _texts, "FinalInfo | None": _final,
+    "int": fields.whole, "str": fields.text, "str | None": fields.text_or_none, "bool": fields.truth, "bytes": fields.whole,
+    "tuple[int, ...]": fields.wholes, "tuple[str, ...]": fields.texts, "FinalInfo | None": _final,
 }  # fmt: skip
 
 _FIELDS: dict[type, tuple[tuple[str, Callable[[object], Any], Any], ...]] = {
