@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
+import anyio.to_thread
 import psutil
 import pytest
 
@@ -200,6 +202,35 @@ async def test_a_parent_that_ends_before_it_forks_is_told_at_once(tmp_path: Path
     try:
         with pytest.raises(KernelStartError, match=r"forked from (has ended|is gone)|its process ended with exit status 1"):
             await asyncio.wait_for(Session(environment).start(), 60)
+    finally:
+        await environment.close()
+
+
+async def test_kernels_start_cold_while_the_parent_is_silent_and_are_forked_again_when_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parent waits in an import until somebody writes to a pipe; what it forks then is let go, and it is not killed."""
+    os.mkfifo(tmp_path / "go")
+    (tmp_path / "pdb.py").write_text(
+        "import sys\nfrom importlib.machinery import PathFinder\n"
+        f"if sys.argv[0] == 'ipykernel_launcher': open({str(tmp_path / 'go')!r}).read()\n"
+        f"found = PathFinder.find_spec('pdb', [path for path in sys.path if path != {str(tmp_path)!r}])\n"
+        "exec(found.loader.get_code('pdb'), globals())\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    environment = await open_local(fork_seconds=0.2)
+    try:
+        first = await asyncio.wait_for(Session(environment).start(), 60)
+        assert first.kernel.how == "cold"
+        with await anyio.to_thread.run_sync(open, tmp_path / "go", "w"):
+            pass
+        forked = await Session(environment).start()
+        with anyio.fail_after(60):
+            while forked.kernel.how == "cold":
+                await forked.kernel.close()
+                forked = await Session(environment).start()
+        await first.kernel.close()
+        assert await forked.out("print(llm_query('well'))") == "WELL"
     finally:
         await environment.close()
 

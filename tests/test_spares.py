@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from rlm_jupyter.kernels.guest import wire
 from rlm_jupyter.kernels.guest.loop import Loop, Timer
-from rlm_jupyter.kernels.guest.spares import FAILURES, KEEP_SECONDS, MOST, Spares
+from rlm_jupyter.kernels.guest.spares import AFTER_SECONDS, FAILURES, KEEP_SECONDS, LATEST_SECONDS, MOST, Spares
 
 
 class Clock(Loop):
@@ -97,6 +97,23 @@ def test_as_many_as_worked_together_are_there_for_the_next_batch_and_go_again() 
     assert len([kernel for kernel in living if kernel.killed]) == 8
     assert hub.start(parent=0)
     assert hub.come_up() == 1
+
+
+def test_they_wait_for_those_at_work_but_not_for_ever() -> None:
+    hub = Supervisor()
+    hub.come_up()
+    assert [hub.start() for _ in range(4)] == [True, False, False, False]
+    for _ in range(9):
+        hub.spares.busy()
+        hub.clock.pass_by(AFTER_SECONDS - 0.01)
+    assert len(hub.made) == 1
+    hub.clock.pass_by(AFTER_SECONDS)
+    assert len(hub.made) == 2, "one, as long as it is not calm"
+    hub.spares.busy()
+    assert hub.come_up(LATEST_SECONDS) == 4
+    hub.spares.busy()
+    hub.clock.pass_by(10)
+    assert len(hub.made) == 6
 
 
 def test_they_are_bounded_and_not_made_for_ever() -> None:

@@ -61,7 +61,7 @@ def check_kernel(name: str) -> None:
     _kernelspec(name)
 
 
-async def open_local(kernel: str | None = None, *, how: str = "spare") -> Environment:
+async def open_local(kernel: str | None = None, *, how: str = "spare", fork_seconds: float = 10.0) -> Environment:
     """Start a supervisor on this machine.
 
     Parameters
@@ -70,6 +70,8 @@ async def open_local(kernel: str | None = None, *, how: str = "spare") -> Enviro
         An installed kernelspec to run instead of this process's own Python; its kernels start cold.
     how
         `spare`: kernels are forked, and one is kept ahead. `forked`: none is kept ahead. `cold`: each is started anew.
+    fork_seconds
+        How long a fork may take until kernels start cold.
 
     Raises
     ------
@@ -93,6 +95,7 @@ async def open_local(kernel: str | None = None, *, how: str = "spare") -> Enviro
                 "token": listener.token,
                 "how": "cold" if kernel else how,
                 "cold": cold,
+                "fork_seconds": fork_seconds,
             }
         )
         with anyio.fail_after(OPEN_SECONDS):

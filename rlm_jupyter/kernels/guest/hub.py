@@ -134,14 +134,15 @@ class Hub:
 
     def _new(self, how: str) -> GuestKernel:
         if self.forker is None or not self.forker.alive:
-            self.forker, how = None, "cold"
+            how = "cold"
         self._slots += 1
         kernel = GuestKernel(self, self._slots, self._folder, how)
         self._all[self._slots] = kernel
         return kernel
 
     def _fork_spare(self) -> GuestKernel | None:
-        return self._new("spare") if self.settings["how"] == "spare" and self.forker is not None else None
+        forks = self.forker is not None and self.forker.alive
+        return self._new("spare") if self.settings["how"] == "spare" and forks else None
 
     def came_up(self, kernel: GuestKernel) -> None:
         if kernel.number:
@@ -175,17 +176,20 @@ class Hub:
         for kernel in list(self._all.values()):
             if kernel.pid == pid:
                 cause = self._cause(kernel) if _killed(status) else ""
-                if self._forker_end and not kernel.ready and not kernel.closing and kernel.how != "cold":
+                if self._forker_end and not kernel.ready and kernel.how != "cold":
                     self.start_anew(kernel, status, cause)
                 else:
                     kernel.exited(status, cause)
 
     def start_anew(self, kernel: GuestKernel, status: int = 1 << 8, cause: str = "") -> None:
         """Let a kernel go that was to be forked when the parent ended or fell silent; start another in its place, cold."""
+        if kernel.closing:
+            kernel.exited(status, cause)
+            return
         number, kernel.number = kernel.number, 0
         kernel.exited(status, cause)
         if number:
-            self._begin(self._starts[number])
+            self._begin(self._starts[number], anew=True)
 
     def _cause(self, kernel: GuestKernel) -> str:
         """Say why a kernel was killed that we have not killed, where that is known for certain."""
@@ -194,10 +198,10 @@ class Hub:
         return self._memory.ran_out()
 
     def _parent_lost(self) -> None:
+        """Start those anew that it was to fork: they were not forked yet, or are killed with it."""
         for kernel in list(self._all.values()):
-            if not kernel.pid:
-                kernel.failure = "the process that kernels are forked from is gone; the next one starts without it"
-                kernel.exited(1 << 8)
+            if kernel.how != "cold" and not kernel.ready:
+                self.start_anew(kernel)
 
     def _reap(self, wake: int) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -228,11 +232,11 @@ class Hub:
         self._cells[order.kernel] = 0
         self._begin(order)
 
-    def _begin(self, order: wire.Start) -> None:
-        """Give the host a kernel of that number: a spare, or a new one."""
+    def _begin(self, order: wire.Start, *, anew: bool = False) -> None:
+        """Give the host a kernel of that number: a spare, or a new one; `anew`: a spare only if it waits for no fork."""
         self._starts[order.kernel] = order
         self._spares.asked(order, 1 + sum(known.parent > 0 for known in self._kernels.values()))
-        kernel = self._spares.take()
+        kernel = self._spares.take(ready=anew)
         if kernel is None:
             try:
                 kernel = self._new("forked")
@@ -280,6 +284,7 @@ class Hub:
         if kernel is None or not kernel.ready or kernel.cells.busy or order.cell <= self._cells[order.kernel]:
             return
         self._cells[order.kernel] = order.cell
+        self._spares.busy()
         kernel.cells.execute(order.cell, order.data.decode("utf-8", "replace"))
 
     def _interrupt(self, order: wire.Interrupt) -> None:

@@ -28,7 +28,7 @@ from .shell import ShellChannel
 from .sources import PACKAGE, program
 
 FORK_SECONDS = 10.0
-"""How long a fork may take until the kernel parent is taken for lost; this kernel and further ones start cold then."""
+"""How long a fork may take until the kernel parent is taken for lost; this kernel starts cold, and others until it answers."""
 
 
 class Hub(Protocol):
@@ -98,10 +98,11 @@ class GuestKernel:
                 os.fchown(writer, self.user, self.user)  # to be opened by its name, too
         forker = self.hub.forker
         try:
-            if self.how != "cold" and forker is not None:
-                forker.fork(self.slot, self.place, self._settings, writers, self._born)
-                self.loop.later(FORK_SECONDS, self._fork_too_slow)
+            asked = (self.slot, self.place, self._settings, writers, self._born)
+            if self.how != "cold" and forker is not None and forker.fork(*asked):
+                self.loop.later(self._patience, self._fork_too_slow)
             else:
+                self.how = "cold"
                 cold = self.hub.settings["cold"]
                 boxed = self.hub.settings.get("box", False)
                 self.pid = start_cold(cold["argv"], self.place, cold["env"], boxed, *writers)
@@ -111,6 +112,11 @@ class GuestKernel:
             self.hub.loop.later(0, lambda: self.exited(1 << 8))
         finally:
             self.pipes.close_writers()
+
+    @property
+    def _patience(self) -> float:
+        seconds: float = self.hub.settings.get("fork_seconds", FORK_SECONDS)
+        return seconds
 
     def _born(self, pid: int) -> None:
         if pid < 0:
@@ -228,12 +234,9 @@ class GuestKernel:
 
     def _fork_too_slow(self) -> None:
         if not self.pid and not self.dead and self.hub.forker is not None:
-            self.failure = f"the process that kernels are forked from has not answered for {FORK_SECONDS:.0f} s"
+            self.failure = f"the process that kernels are forked from has not answered for {self._patience:.0f} s"
             self.hub.forker.alive = False
-            if self.closing:
-                self.exited(1 << 8)
-            else:
-                self.hub.start_anew(self)
+            self.hub.start_anew(self)
 
     def _start_too_slow(self) -> None:
         self.failure = f"it did not answer within {self.hub.settings['start_seconds']:.0f} s"
@@ -315,6 +318,7 @@ class GuestKernel:
         self._deadline.cancel()
         self.pipes.drain(lambda stream, data: None)
         connection.answer({})
-        # Once this is answered we are connected, and nobody else needs to be.
-        self._knock = self.request("kernel_info_request", {})
+        # Once this is answered we are connected, and nobody else needs to be. A spare has time to make its first cell this one.
+        first = ("kernel_info_request", {}) if self.number else ("execute_request", execute_request("None", silent=True))
+        self._knock = self.request(*first)
         self.hub.came_up(self)

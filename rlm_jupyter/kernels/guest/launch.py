@@ -101,7 +101,7 @@ def start_cold(argv: list[str], place: Place, extra: dict[str, str], boxed: bool
 
 
 class Forker:
-    """The supervisor's end of the kernel parent."""
+    """The supervisor's end of the kernel parent. `alive`: whether it may be asked; one that is silent may still be there."""
 
     def __init__(self, pid: int, sock: socket.socket, boxed: bool) -> None:
         self.pid = pid
@@ -134,18 +134,20 @@ class Forker:
         self._exited = exited
         loop.watch(self._sock.fileno(), lambda: self._read(loop, lost))
 
-    def fork(self, slot: int, place: Place, settings: dict[str, Any], fds: list[int], born: Callable[[int], None]) -> None:
-        """Ask for a kernel; `born` is called with its process id."""
+    def fork(self, slot: int, place: Place, settings: dict[str, Any], fds: list[int], born: Callable[[int], None]) -> bool:
+        """Ask for a kernel; `born` is called with its process id. False where it cannot be asked."""
         order = {
             "slot": slot, "connection_file": place.connection_file, "environ": place.environ(), "work": place.path("work"),
             "settings": settings, "boxed": self._boxed, "user": place.user, "packages": place.own_packages,
         }  # fmt: skip
-        self._waiting[slot] = born
         self.wake()
         try:
             socket.send_fds(self._sock, [json.dumps(order).encode()], fds)
         except OSError:
             self.alive = False
+            return False
+        self._waiting[slot] = born
+        return True
 
     def wake(self) -> None:
         """Let it go on, should somebody have stopped it."""
@@ -168,6 +170,7 @@ class Forker:
                 return
             report = json.loads(data)
             if "slot" in report:
+                self.alive = True  # where it was silent for so long that it was taken for lost
                 self._waiting.pop(report["slot"])(report["pid"])
             else:
                 self._exited(report["pid"], report["status"])

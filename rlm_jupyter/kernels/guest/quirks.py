@@ -1,13 +1,14 @@
 """What IPython and ipykernel do otherwise in our kernels, by parts of theirs that are private: each has its reason beside it.
 
-There is no port for output of forked children, an error's text is bounded, `exit()` does not end the kernel, and an interrupt
-wakes an idle event loop.
+There is no port for output of forked children, an error's text is bounded, `exit()` does not end the kernel, an interrupt
+wakes an idle event loop, and nothing is told to front ends, which there are none of.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import signal
 from typing import Any, NoReturn
 
@@ -21,6 +22,9 @@ def mend(ip: Any) -> None:
     _close_iopub_port(ip.kernel)
     ip.ask_exit = _refuse_exit
     ip.kernel.do_execute = _with_short_errors(ip.kernel.do_execute)
+    # Three messages for each cell, written, signed and sent by two more threads: a third of what a short cell costs.
+    ip.kernel._publish_status = ip.kernel._publish_execute_input = _tell_nobody
+    ip.kernel.log.setLevel(logging.CRITICAL)  # it would make a record of every request, for nobody
 
 
 def wake_for_interrupts() -> None:
@@ -54,6 +58,10 @@ def _with_short_errors(do_execute: Any) -> Any:
         return content
 
     return execute
+
+
+def _tell_nobody(*args: Any, **kwargs: Any) -> None:
+    """Publish nothing."""
 
 
 def _short(whole: Any) -> str:
