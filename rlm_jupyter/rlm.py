@@ -110,7 +110,7 @@ class RLM:
             max_concurrency=max_concurrency,
             max_concurrent_children=max_concurrent_children,
             max_retries=max_retries,
-            prices=dict(prices or {}),
+            prices=dict(prices) if isinstance(prices, Mapping) else prices or {},
             price_as=price_as,
             sampling=model.sampling,
             keep_trace=keep_trace,

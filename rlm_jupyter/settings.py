@@ -13,6 +13,7 @@ import json
 import keyword
 import math
 import re
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -64,6 +65,7 @@ MOST: Mapping[str, int] = {
     "timeout": 30 * 86_400,
 }
 """Caps above which a cap is a slip of the pen."""
+PRICES_ARE = 'give them as {"gpt-5-mini": (0.25, 2.0)}, dollars per million tokens in and out'
 PRICE_CAP = 100_000
 """Dollars per million tokens, likewise."""
 
@@ -183,9 +185,9 @@ class RunSettings:
             _check_positive(name, getattr(self, name), whole=True)
         for name, most in (("max_depth", DEPTH_CAP), ("max_concurrent_children", WORKING_CAP)):
             if getattr(self, name) > most:
-                raise SettingsError(f"--{name.replace('_', '-')} must be at most {most}, not {getattr(self, name)!r}")
+                raise SettingsError(f"{option(name)} must be at most {most}, not {_shown(getattr(self, name))}")
         for name in ("timeout", "max_cost", "max_tokens", "max_consecutive_errors", "cpus"):
-            if getattr(self, name) is not None:
+            if getattr(self, name) is not None or name == "timeout":
                 _check_positive(name, getattr(self, name), whole=name in ("max_tokens", "max_consecutive_errors"))
         self._check_prices()
         self._check_place()
@@ -197,11 +199,15 @@ class RunSettings:
             raise SettingsError(f"--base-url must begin with http:// or https://, not {self.base_url!r}")
 
     def _check_prices(self) -> None:
+        if not isinstance(self.prices, Mapping):
+            raise SettingsError(f"prices must be a dict, not {_shown(self.prices)}; {PRICES_ARE}")
         for model, price in self.prices.items():
             pair = isinstance(price, (tuple, list)) and len(price) == 2
+            if not isinstance(model, str) or not model:
+                raise SettingsError(f"prices: {_shown(model)} is no model's name; {PRICES_ARE}")
             if not pair or not all(_is_number(part) and 0 <= part <= PRICE_CAP for part in price):
                 told = "two numbers, dollars per million tokens in and out"
-                raise SettingsError(f"prices: that of {model} must be {told}, such as (0.25, 2.0), not {price!r}")
+                raise SettingsError(f"prices: that of {model} must be {told}, such as (0.25, 2.0), not {reprlib.repr(price)}")
 
     def _check_place(self) -> None:
         """Refuse settings of one environment for another: they would be without effect."""
@@ -301,13 +307,21 @@ def size_text(size: int) -> str:
 def _check_positive(name: str, value: Any, *, whole: bool) -> None:
     if not _is_number(value) or not value > 0 or (whole and not isinstance(value, int)):
         kind = "a whole number above 0" if whole else "a number above 0"
-        raise SettingsError(f"{option(name)} must be {kind}, not {value!r}")
+        raise SettingsError(f"{option(name)} must be {kind}, not {_shown(value)}")
     if value > MOST.get(name, math.inf):
-        raise SettingsError(f"{option(name)} {value:,} makes no sense: at most {MOST[name]:,}")
+        told = f"{value:,}" if value < 10**15 else "of so many digits"
+        raise SettingsError(f"{option(name)} {told} makes no sense: at most {MOST[name]:,}")
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return isinstance(value, int) or math.isfinite(value)
+
+
+def _shown(value: Any) -> str:
+    """Give a value as it was typed, cut; an int of very many digits has no text at all."""
+    return reprlib.repr(value) if not isinstance(value, int) or abs(value) < 10**15 else "a number of so many digits"
 
 
 def check_variable_name(name: str, reserved: Iterable[str] = ()) -> str:

@@ -34,6 +34,9 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 }
 """Each sub-command, with the words that it takes and what it does."""
 
+TAKES: Mapping[str, int] = {"status": 0, "list": 0, "show": 1, "attach": 1, "stop": 1, "purge": 0}
+"""How many words they take at most, of those that do not look themselves."""
+
 HELP = (
     "\n\n::\n\n"
     + "".join(f"  {f'%rlm {name} {takes}'.rstrip():<26}{does}\n" for name, (takes, does) in COMMANDS.items())
@@ -77,6 +80,9 @@ class Steering:
             from rlm_jupyter.settings import did_you_mean
 
             raise UsageError(f"%rlm has no command {words[0]!r}{did_you_mean(words[0], COMMANDS)}")
+        if len(words) - 1 > TAKES.get(words[0], len(words)):
+            takes = COMMANDS[words[0]][0]
+            raise UsageError(f"%rlm {words[0]} takes {f'no more than one word, {takes}' if takes else 'no more words'}: {line}")
         getattr(self, f"_{words[0]}")(words[1:])
 
     def _status(self, words: Sequence[str]) -> None:
@@ -185,7 +191,7 @@ class Steering:
         if name not in self._runs:
             close = difflib.get_close_matches(name, self._runs, n=1)
             hint = f"did you mean {close[0]}?" if close else "%rlm list shows those of this session"
-            raise UsageError(f"no run has the id {name}; {hint}")
+            raise UsageError(f"no run has the id {name or repr(name)}; {hint}")
         return self._runs[name]
 
     def _panel(self, words: Sequence[str]) -> None:

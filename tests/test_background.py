@@ -144,6 +144,8 @@ def test_stop_ends_the_run_that_is_meant_and_says_what_cannot_be_stopped(shell: 
         assert f"with one of {first.id}, {second.id}" in refused("%rlm stop")
         assert f"did you mean {first.id}?" in refused(f"%rlm stop {first.id[:-1]}")
         assert "%rlm list shows" in refused("%rlm stop nonsense")
+        assert "takes no more than one word" in refused(f"%rlm stop {first.id} {second.id}")
+        assert "takes no more words" in refused("%rlm list running")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             assert sorted(shell.complete("%rlm stop ")) == sorted([first.id, second.id])

@@ -86,13 +86,9 @@ class Answer(Helper):
 
 
 def _for_parent(value: Any) -> tuple[str, str, list[Any]]:
-    """Give form, type name and bytes, in pieces, of a value for another kernel; what cannot be pickled goes as text."""
-    name = crossing.type_name(value)
-    try:
-        form, chunks = pickles.pack(value, "answer")
-    except TypeError:
-        return "text", name, [crossing.text_of(value).encode("utf-8", "surrogatepass")]
-    return form, name, chunks.pieces
+    """Give form, type name and bytes, in pieces, of a value for another kernel; a TypeError says what cannot be handed over."""
+    form, chunks = pickles.pack(value, "this answer")
+    return form, crossing.type_name(value), chunks.pieces
 
 
 class NameArguments(ast.NodeTransformer):

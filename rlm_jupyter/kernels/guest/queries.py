@@ -68,7 +68,7 @@ class Queries(Helper):
         __tracebackhide__ = True
         if isinstance(prompts, str):
             raise TypeError("llm_query_batched takes a list of prompts; for one prompt there is llm_query")
-        prompts = list(prompts)
+        prompts = _listed(prompts, "llm_query_batched takes a list of prompts")
         if not prompts:
             return []
         outcomes = self._ask(prompts, model, batch=True)
@@ -102,10 +102,10 @@ class Queries(Helper):
         __tracebackhide__ = True
         if isinstance(prompts, str):
             raise TypeError("rlm_query_batched takes a list of prompts; for one prompt there is rlm_query")
-        if isinstance(contexts, (str, bytes, dict)):
-            raise TypeError(f"contexts must be a list with one for each prompt, not a {type(contexts).__name__}")
-        prompts = list(prompts)
-        given = [None] * len(prompts) if contexts is None else list(contexts)
+        prompts = _listed(prompts, "rlm_query_batched takes a list of prompts")
+        given = [None] * len(prompts)
+        if contexts is not None:
+            given = _listed(contexts, "contexts must be a list with one for each prompt")
         if len(given) != len(prompts):
             raise ValueError(f"{len(given):,} contexts for {len(prompts):,} prompts")
         outcomes = self._children(prompts, given, model, batch=True) if prompts else []
@@ -120,6 +120,9 @@ class Queries(Helper):
         if not allowed["children"]:
             below = [_with_text(prompt, context) for prompt, context in zip(prompts, contexts, strict=True)]
             return list(self._ask(below, model, batch=batch))
+        if blank := [place for place, prompt in enumerate(prompts) if isinstance(prompt, str) and not prompt.strip()]:
+            which = f"prompts[{blank[0]}]" if batch else "prompt"
+            raise ValueError(f"{which} is empty: say what the child is to find out")
         if len(prompts) > self._caps["children"]:
             raise ValueError(f"a batch of {len(prompts):,} children; at most {self._caps['children']:,}")
         datas = self._checked(prompts, model, batch=batch)
@@ -199,6 +202,14 @@ class Queries(Helper):
             outcomes.append((body[at : at + size].decode("utf-8", "surrogatepass"), place in errors))
             at += size
         return outcomes, list(answer.get("values", ()))
+
+
+def _listed(given: Any, what: str) -> list[Any]:
+    """Make a list of what is given for one. What has parts that are not meant, such as a dict's keys, is refused."""
+    __tracebackhide__ = True
+    if isinstance(given, (str, bytes, bytearray, dict)) or hasattr(given, "columns") or not hasattr(given, "__iter__"):
+        raise TypeError(f"{what}, not a {type(given).__name__}")
+    return list(given)
 
 
 def _with_text(prompt: str, context: Any) -> str:
