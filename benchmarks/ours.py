@@ -165,7 +165,7 @@ def children(task: Task) -> Answer:
             samples.append(time.monotonic() - began)
             if value != [[number, 1] for number in range(CHILDREN)]:
                 raise RuntimeError(f"the children answered {value!r:.300}")
-            time.sleep(2 * REFILL)
+            time.sleep(3 * REFILL)
     return Answer(samples[1:])
 
 

@@ -12,6 +12,7 @@ waiting for a child.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import heapq
 import itertools
@@ -32,8 +33,6 @@ from rlm_jupyter.lm.providers import models_of
 from rlm_jupyter.loop import Answer, Node
 from rlm_jupyter.settings import RunSettings
 from rlm_jupyter.values import as_text
-
-CLOSE_WITHIN = 5.0
 
 
 @dataclass(order=True, slots=True)
@@ -115,12 +114,28 @@ class Family:
         self.places = Places(settings.max_concurrent_children)
         self._most = settings.max_concurrent_children * (settings.max_depth - 1)
         self._members: dict[Node, _Member] = {}
+        self._closing: set[asyncio.Task[None]] = set()
 
     def root(self, handler: LMHandler) -> Node:
         """Give the root of the tree."""
         node = Node(self._settings, handler, self._budget, self._emit, bear=self.bear if self._settings.max_depth > 1 else None)
         self._members[node] = _Member(Seat(), handler)
         return node
+
+    async def aclose(self) -> None:
+        """Close the root, and wait until every kernel of the tree is gone. Each has a deadline of its own for that."""
+        for node in list(self._members):
+            self._close(node)
+        while self._closing:
+            await asyncio.wait(self._closing)
+
+    def _close(self, node: Node) -> None:
+        """Have a node's kernel closed beside what goes on: nobody waits for that but a next child, and the end of the run."""
+        if self._members.pop(node, None) is None:
+            return
+        task = asyncio.get_running_loop().create_task(node.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     async def bear(self, parent: Node, request: CallRequest, place: int) -> CallOutcome:
         """Have a child answer one prompt of a call. Raises nothing but a cancellation."""
@@ -129,6 +144,8 @@ class Family:
                 return CallOutcome(error=str(limit))
             if len(self._members) > self._most:  # cannot be, unless code drops its calls to get more than its share
                 return CallOutcome(error=f"{self._most} children are there already: wait for them")
+            while len(self._closing) >= self._settings.max_concurrent_children:
+                await asyncio.wait(self._closing, return_when=asyncio.FIRST_COMPLETED)
             return await self._child(parent, seat, request, place)
 
     async def _child(self, parent: Node, seat: Seat, request: CallRequest, place: int) -> CallOutcome:
@@ -150,9 +167,7 @@ class Family:
         try:
             answer, error = await self._life(node, request, place, context)
         finally:
-            with anyio.move_on_after(CLOSE_WITHIN, shield=True):
-                await node.close()
-            del self._members[node]
+            self._close(node)
             self._tell_end(name, answer, error, handler, time.monotonic() - started)
         if error:
             return CallOutcome(error=error)
@@ -184,7 +199,7 @@ class Family:
             return Answer("failed"), f"the child failed: internal error: {type(error).__name__}: {error}"
         if answer.final is not None:
             node.bring(answer.final, request.call, place)
-        return answer, ""
+        return answer, "" if answer.type_name else f"the child gave no answer: {answer.limit}"
 
     def _tell_beginning(self, node: Node, request: CallRequest, place: int, context: Described, model: str) -> None:
         assert node.parent is not None

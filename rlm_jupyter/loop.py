@@ -25,7 +25,6 @@ from rlm_jupyter.kernels.kernel import CellResult, Final, Kernel, Output
 from rlm_jupyter.kernels.messages import CallOutcome, CallRequest
 from rlm_jupyter.lm.client import ImagePart, Message, TextPart
 from rlm_jupyter.lm.handler import LMHandler
-from rlm_jupyter.lm.prices import price_for
 from rlm_jupyter.pictures import Picture
 from rlm_jupyter.settings import FILES_CAP, FILES_COUNT_CAP, RunSettings
 from rlm_jupyter.values import decode
@@ -108,6 +107,7 @@ class Node:
         self._turn = 0
         self._ran: list[prompts.Ran] = []
         self._exhausted: anyio.Event = parent._exhausted if parent is not None else anyio.Event()
+        self._over: LimitReached | None = None
         self._opened: Kernel | None = None
 
     def _emit(self, event: events.Event) -> None:
@@ -163,7 +163,9 @@ class Node:
 
     async def answer_calls(self, request: CallRequest) -> Sequence[CallOutcome]:
         """Answer LM calls that code in the kernel makes, and notice when a cap is used up."""
-        if not request.contexts:
+        if self._over is not None:
+            outcomes = [CallOutcome(error=str(self._over))] * len(request.prompts)
+        elif not request.contexts:
             outcomes = await self._handler.answer(request)
         elif self._bear is None:
             text = f"no deeper RLM is allowed here (--max-depth {self._settings.max_depth})"
@@ -184,6 +186,8 @@ class Node:
     async def run(self, question: str | None, description: str, place: str = "") -> Answer:
         """Go round until there is an answer. When a cap is used up the root asks once more, for the best that there is.
 
+        So does a child at a cap of its own (turns, errors in a row), as long as the tree has room for that request.
+
         `place`: what the LM is told of where its code runs.
 
         Raises
@@ -191,23 +195,23 @@ class Node:
         LMError
             The root LM could not be asked, after the retries it deserves.
         LimitReached
-            A child has come to a cap, of its own or the tree's.
+            The tree of a child has come to a cap.
         KernelDied
             The kernel is gone, with every variable in it.
         """
         self.place = place
         first = prompts.first_message(question, description, self._left(1), place, self._working)
         self._messages = [{"role": "system", "content": prompts.SYSTEM}, {"role": "user", "content": first}]
-        if self.parent is not None:
-            return await self._turns()
         try:
-            with anyio.move_on_after(self._budget.remaining()):
+            with anyio.move_on_after(self._budget.remaining() if self.parent is None else None):
                 return await self._turns()
             reached = self._budget.out_of_time()
         except LimitReached as limit:
+            if self.parent is not None and self._handler.limit is not None:
+                raise
             reached = limit
         except KernelDied:
-            if self._handler.limit is None:
+            if self.parent is not None or self._handler.limit is None:
                 raise
             reached = self._handler.limit  # the code had to be killed, since it would not end after a cap was used up
         return await self._last_answer(reached)
@@ -248,11 +252,14 @@ class Node:
         raise LimitReached("max_iterations", text, used=count, cap=count)
 
     async def _last_answer(self, reached: LimitReached) -> Answer:
-        """Ask for the answer in the room kept for that; give it, else the best there was."""
-        self._budget.reach(reached)
+        """Ask for the answer, the root in the room kept for that; give it, else the best there was."""
+        if self.parent is None:
+            self._budget.reach(reached)
+        else:
+            self._over, self._exhausted = reached, anyio.Event()
         self._exhausted.set()
         try:
-            with anyio.move_on_after(self._budget.remaining(last=True)):
+            with anyio.move_on_after(self._budget.remaining(last=self.parent is None)):
                 if (answer := await self._ask_once_more(reached)) is not None:
                     return dataclasses.replace(answer, status="limit", limit=reached)
         except RLMError as error:
@@ -271,7 +278,12 @@ class Node:
         return Answer("limit", text, "str") if text.strip() else None
 
     async def best(self) -> Answer | None:
-        """Give the last candidate: the answer of a cell that then failed or was interrupted; None where there is none."""
+        """Give the last candidate: the answer of a cell that then failed or was interrupted; None where there is none.
+
+        That of a child is gone with its kernel.
+        """
+        if self.parent is not None and not self.alive:
+            return None
         candidate = self._kernel.candidate if self.alive else None
         if candidate is not None:
             try:
@@ -288,7 +300,7 @@ class Node:
             if last or self.parent is not None
             else TOKEN_BYTES * self._settings.max_output_tokens + prompts.OUTPUT_FOR_LM + WORDS_BYTES
         )
-        reply = await self._handler.ask(self._messages, iteration, growth=growth, last=last)
+        reply = await self._handler.ask(self._messages, iteration, growth=growth, last=last and self.parent is None)
         self._messages.append({"role": "assistant", "content": reply.text})
         return replies.read(reply.text, truncated=reply.finish_reason == "length")
 
@@ -407,7 +419,7 @@ class Node:
 
     def _left(self, iteration: int) -> prompts.Left:
         settings, budget = self._settings, self._budget
-        priced = settings.max_cost is not None and price_for(settings.model, settings) is not None
+        priced = settings.max_cost is not None and self._handler.price(settings.model) is not None
         calls, tokens, dollars = budget.left()
         return prompts.Left(
             iteration=min(iteration, settings.max_iterations),

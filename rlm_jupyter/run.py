@@ -319,7 +319,8 @@ class Run:
                 lms[model] = providers.open_lm(model, settings, api_key=self._api_key)
             return lms[model]
 
-        node = Family(settings, budget, self._emit).root(LMHandler(settings, budget, open_lm, self._emit))
+        family = Family(settings, budget, self._emit)
+        node = family.root(LMHandler(settings, budget, open_lm, self._emit))
         self._tell_unknown_prices()
         try:
             await node.open(environment, self._task.context)
@@ -335,7 +336,7 @@ class Run:
         finally:
             self._healthy = node.alive
             with anyio.move_on_after(CLOSE_WITHIN, shield=True):
-                await node.close()
+                await family.aclose()
             with anyio.move_on_after(CLOSE_WITHIN, shield=True):
                 for lm in lms.values():
                     await lm.aclose()

@@ -11,7 +11,6 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
-import psutil
 import pytest
 
 from rlm_jupyter import RLM, SettingsError
@@ -148,7 +147,12 @@ def test_without_a_context_the_prompt_is_the_childs(engine: Engine) -> None:
         ("rlm_query('q', [open('x', 'w')])", "TypeError: context[0] is an open file; pass what it holds"),
         ("rlm_query_batched('q')", "TypeError: rlm_query_batched takes a list of prompts"),
         ("rlm_query_batched(['a', 'b'], ['c'])", "ValueError: 1 contexts for 2 prompts"),
+        ("rlm_query_batched({'a': 1})", "TypeError: rlm_query_batched takes a list of prompts, not a dict"),
+        ("llm_query_batched(None)", "TypeError: llm_query_batched takes a list of prompts, not a NoneType"),
+        ("rlm_query_batched(['a', ' '])", "ValueError: prompts[1] is empty"),
+        ("rlm_query('')", "ValueError: prompt is empty"),
         ("rlm_query_batched(['a'], 'c')", "TypeError: contexts must be a list"),
+        ("import pandas\nrlm_query_batched(['a'], pandas.DataFrame({'c': [1]}))", "one for each prompt, not a DataFrame"),
         ("rlm_query_batched(['a'] * 1001)", "ValueError: a batch of 1,001 children; at most 1,000"),
         ("rlm_query('q', model='gpt-9')", "code may not use the model 'gpt-9' in this run; it may use root, sub, other"),
     ],
@@ -159,6 +163,18 @@ def test_what_no_child_can_be_asked_is_refused_in_the_cell(engine: Engine, code_
     assert error in server.requests[1].prompt
     assert result.trace.children == []
     assert len(server.requests) == 2
+
+
+def test_an_answer_that_cannot_be_handed_over_is_an_error_in_the_childs_cell_which_it_can_mend(engine: Engine) -> None:
+    parts = cast(
+        root=[code("got = rlm_query('child', 1)"), answer("got")],
+        child=[code("FINAL_VAR(n for n in range(3))"), code("FINAL_VAR([open('x', 'w')])"), answer("[1, 2]")],
+    )
+    with scripted(parts, engine=engine, max_depth=2) as (rlm, _):
+        assert rlm.completion("c", root_prompt="root").value == [1, 2]
+    told = [text_of(request) for name, request in parts.asked if name == "child"]
+    assert "this answer is a generator, which can be read only once; make a list of it" in told[1]
+    assert "this answer[0] is an open file; pass what it holds" in told[2]
 
 
 def test_a_child_can_be_given_another_of_the_runs_models(engine: Engine) -> None:
@@ -223,7 +239,7 @@ def test_a_child_that_dies_or_gives_no_answer_is_an_error_in_the_cell_and_the_lm
         dies2=[code("import os; os.kill(os.getpid(), 9)")],
         well=[answer("context")],
         fails=[Reply(status=400, error={"message": "no such thing"})],
-        idles=[code("pass"), code("pass")],
+        idles=[code("pass"), code("pass"), code("1/0")],
     )
     with scripted(parts, engine=engine, max_depth=2, max_iterations=2) as (rlm, server):
         result = rlm.completion("c", root_prompt="root")
@@ -236,57 +252,56 @@ def test_a_child_that_dies_or_gives_no_answer_is_an_error_in_the_cell_and_the_lm
     assert "4 calls failed, at [0, 2, 3]" in server.requests[-1].prompt
 
 
+CAPPED: dict[str, tuple[Turns, Any, str]] = {
+    "turns": ([code("found = [context]"), code("pass"), answer("found")], ["here"], "max_iterations"),
+    "words": ([code("pass"), code("pass"), "It was Smith."], "It was Smith.", "max_iterations"),
+    "errors": ([code("1/0"), code("1/0"), answer("{context}")], {"here"}, "max_consecutive_errors"),
+    "candidate": ([code("FINAL_VAR((context, 1))\n1/0"), code("pass"), Reply("")], ("here", 1), "max_iterations"),
+    "fails": ([code("FINAL_VAR((context, 2))\n1/0"), code("pass"), Reply(status=400)], ("here", 2), "max_iterations"),
+    "asks": (
+        [
+            code("pass"),
+            code("pass"),
+            code("try: llm_query('more')\nexcept LMError as error: told = str(error)\nFINAL_VAR(told)"),
+        ],
+        "no answer after 2 iterations (--max-iterations 2)",
+        "max_iterations",
+    ),
+}
+"""What a child does until it reaches a cap of its own, and then; its answer; the cap."""
+
+
+def test_a_child_at_a_cap_of_its_own_is_asked_once_more_for_its_answer_and_nobody_else_is_stopped(engine: Engine) -> None:
+    parts = cast(
+        root=[code(f"got = rlm_query_batched({[*CAPPED]!r}, ['here'] * {len(CAPPED)})"), answer("got")],
+        **{name: turns for name, (turns, _, _) in CAPPED.items()},
+    )
+    with scripted(parts, engine=engine, max_depth=2, max_iterations=2, max_consecutive_errors=2) as (rlm, server):
+        result = rlm.completion("c", root_prompt="root")
+    assert dict(zip(CAPPED, result.value, strict=True)) == {name: value for name, (_, value, _) in CAPPED.items()}
+    assert (result.status, result.calls, len(server.requests)) == ("answered", 2 + 3 * len(CAPPED), 2 + 3 * len(CAPPED))
+    for child in result.trace.children:
+        assert (child.status, child.limit, child.error) == ("limit", CAPPED[child.question][2], "")
+        assert [turn.last for turn in child.iterations] == [False, False, True]
+        assert child.answer
+
+
+def test_a_child_has_no_last_request_where_the_tree_has_no_room_for_one(engine: Engine) -> None:
+    """Of four requests one is kept for the root: the child's third finds none, and the root answers with its own last."""
+    parts = cast(root=[code("rlm_query('child', 1)"), "As far as I know: Smith."], child=[code("pass")] * 2)
+    with scripted(parts, engine=engine, max_depth=2, max_iterations=2, max_calls=4) as (rlm, server):
+        result = rlm.completion("c", root_prompt="root")
+    assert (result.status, result.limit, result.value) == ("limit", "max_calls", "As far as I know: Smith.")
+    assert [name for name, _ in parts.asked] == ["root", "child", "child", "root"]
+    assert len(server.requests) == result.calls == 4
+    assert [(child.status, child.answer) for child in result.trace.children] == [("limit", "")]
+
+
 def test_prose_of_a_child_is_its_answer(engine: Engine) -> None:
     parts = cast(root=[code("FINAL_VAR(rlm_query('child', 1))")], child=["It is 7.", "Still 7.", "It is 7, really."])
     with scripted(parts, engine=engine, max_depth=2) as (rlm, _):
         result = rlm.completion("c", root_prompt="root")
     assert (result.value, result.trace.children[0].status) == ("It is 7, really.", "unmarked")
-
-
-def test_a_stop_ends_children_and_their_kernels(engine: Engine) -> None:
-    """The grandchild waits for an LM, one child for it, another runs for ever: all are gone with the run."""
-    parts = cast(
-        root=[code("rlm_query_batched(['waits', 'runs'], [1, 2])")],
-        waits=[code("rlm_query('below', 1)")],
-        below=[Reply(hold=True)],
-        runs=[code("llm_query('started')\nwhile True: pass")],
-    )
-    own, others = Engine(), set(psutil.Process().children())
-    try:
-        with scripted(parts, lambda request: "yes", own, max_depth=3) as (rlm, server):
-            run = rlm.start("c", "root")
-            server.wait_for(5)
-            started = set(psutil.Process().children()) - others
-            before = {*started, *(each for process in started for each in process.children(recursive=True))}
-            run.stop()
-            result = run.wait()
-            assert result.status == "stopped"
-            assert {name: child.status for name, child in nodes(result.trace).items()} == dict.fromkeys(
-                ("0.1", "0.2", "0.1.1"), "stopped"
-            )
-            assert all(request.ended for request in server.wait_for(5, ended=True))
-    finally:
-        own.close()
-    assert len(before) >= 6
-    _, alive = psutil.wait_procs(before, 10)
-    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
-
-
-def test_an_interrupt_within_the_parents_cell_ends_the_children_it_waits_for(engine: Engine) -> None:
-    """The code gives its call up when the child says, through a pipe, that it is at work; the run goes on."""
-    interrupt = (
-        "import os, signal, threading\nos.mkfifo('told')\nmain = threading.main_thread().ident\n"
-        "def press():\n    open('told').read()\n    signal.pthread_kill(main, signal.SIGINT)\n"
-        "thread = threading.Thread(target=press); thread.start()\n"
-        "try:\n    rlm_query('child', os.path.abspath('told'))\nexcept KeyboardInterrupt:\n    print('given up')\nthread.join()"
-    )
-    parts = cast(root=[code(interrupt), answer("1")], child=[code("open(context, 'w').close()\nllm_query('hold')")])
-    with scripted(parts, [Reply(hold=True)], engine, max_depth=2) as (rlm, server):
-        result = rlm.completion("c", root_prompt="root")
-        assert all(request.ended for request in server.requests)
-    assert result.value == 1
-    assert "given up" in text_of(parts.asked[-1][1])
-    assert [child.status for child in result.trace.children] == ["stopped"]
 
 
 # The tree, the ledger, the caps

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +17,7 @@ import psutil
 import pytest
 
 from rlm_jupyter import RunStopped, events
+from rlm_jupyter.errors import KernelDied
 from rlm_jupyter.events import Event
 from rlm_jupyter.run import KILLED, STOP_WITHIN, TOO_LATE, Run
 from rlm_jupyter.testing import Reply, Request, ScriptedServer
@@ -81,8 +83,32 @@ ENDLESS = "print('here', flush=True)\nwhile True: pass"
 NEVER = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('here', flush=True)\nsignal.pause()"
 
 
+DAEMON = """
+import os, signal
+if os.fork() == 0:
+    os.setsid()
+    signal.pause()
+llm_query('hold')"""
+FAMILY = {
+    "q": "FINAL_VAR('so' + ' far')\nrlm_query_batched(['waits', 'runs'], [1, 2])",
+    "waits": "rlm_query('below', 1)",
+    "below": DAEMON,
+    "runs": ENDLESS,
+}
+"""What each of a family does: the root and a child wait, a child runs, a grandchild waits and has left a process of its own."""
+
+
 def of_a_child(request: Request) -> str:
     return code(ENDLESS if "dig" in request.prompt else "FINAL_VAR('so' + ' far')\nrlm_query('dig', context='deep')")
+
+
+def of_a_family(request: Request) -> str:
+    return code(FAMILY[request.messages[1]["content"].split()[1]])
+
+
+def at_work(run: Run, server: ScriptedServer) -> None:
+    told(events.CellOutput, "0.2")(run, server)
+    asked(5)(run, server)
 
 
 STAGES = {
@@ -96,6 +122,7 @@ STAGES = {
     "a C call that never returns": Stage(code(NEVER), told(events.CellOutput), stubborn=True),
     "a batch of 300": Stage(code("llm_query_batched(['p'] * 300)"), asked(1 + 32)),
     "a cell of a child": Stage(of_a_child, told(events.CellOutput, "0.1"), value="so far"),
+    "a family at work": Stage(of_a_family, at_work, value="so far"),
     "the fetch of a value": Stage(code("FINAL_VAR('x' * 100_000_000 + '')"), told(events.CellEnded), ends=LATE),
     "the close": Stage(code("FINAL_VAR(1)"), told(events.CellEnded), value=1, ends=LATE),
 }  # fmt: skip
@@ -130,9 +157,9 @@ def marked(docker_image: str) -> Iterator[Marked]:
 IN_DOCKER = (
     "the start of the kernel",
     "a cell that runs",
-    "a cell of a child",
     "a C call that never returns",
     "a batch of 300",
+    "a family at work",
 )
 """What `make test` tries in a container; `make test-matrix` has the rest, and a sandbox."""
 Place = Callable[[pytest.FixtureRequest], Any]
@@ -168,7 +195,7 @@ def test_p09_a_stop_at_any_stage_ends_the_run_with_what_there_is(
 
     with place(request) as where:
         before = psutil.Process().children(recursive=True)
-        with scripted(root, lambda asked: Reply(hold=True), max_depth=2, **where) as (rlm, server):
+        with scripted(root, lambda asked: Reply(hold=True), max_depth=3, **where) as (rlm, server):
             run = rlm.start(stage.context, "q")
             stage.reached(run, server)
             error = run.interrupted()
@@ -179,10 +206,86 @@ def test_p09_a_stop_at_any_stage_ends_the_run_with_what_there_is(
             late = {KILLED, TOO_LATE} & set(result.trace.notices)  # on a machine that is too busy
             assert late or result.value == stage.value or stage.ends is LATE
             assert result.calls == len(server.wait_for(0))
+            assert {child.status for child in result.trace.children} <= {"stopped"}
             assert result.trace.status == result.status
             assert Trace.from_events(result.trace.events).to_dict() == result.trace.to_dict()
             server.wait_for(len(server.requests), ended=True)
         assert gone([process for process in psutil.Process().children(recursive=True) if process not in before], 30)
+
+
+PRESSED = """
+import os, secrets, signal, threading
+told, main = f'/tmp/rlm-told-{secrets.token_hex(8)}', threading.main_thread().ident
+os.mkfifo(told)
+os.chmod(told, 0o666)
+def press():
+    open(told).read()
+    os.unlink(told)
+    signal.pthread_kill(main, signal.SIGINT)
+thread = threading.Thread(target=press)
+thread.start()
+try: rlm_query('child', told)
+except KeyboardInterrupt: print('given up')
+thread.join()"""
+TELLS = "import os\nos.close(os.open(context, os.O_WRONLY))\nllm_query('hold')"
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_an_interrupt_within_the_parents_cell_ends_the_child_that_it_waits_for(
+    place: Place, request: pytest.FixtureRequest
+) -> None:
+    """The code gives its call up when the child says, through a pipe, that it is at work; the run goes on."""
+
+    def root(asked: Request) -> str:
+        if "Question:\nchild" in asked.messages[1]["content"]:
+            return code(TELLS)
+        return code(PRESSED if len(asked.messages) == 2 else "FINAL_VAR(1)")
+
+    with (
+        place(request) as where,
+        scripted(root, lambda asked: Reply(hold=True), max_depth=2, **where) as (rlm, server),
+    ):
+        result = rlm.completion("c", root_prompt="q")
+        server.wait_for(len(server.requests), ended=True)
+    assert result.value == 1
+    assert "given up" in server.requests_to("root")[-1].prompt
+    assert [child.status for child in result.trace.children] == ["stopped"]
+
+
+def end_what_runs_the_kernels(request: pytest.FixtureRequest, place: Place, others: Sequence[psutil.Process]) -> None:
+    """Kill the supervisor, or the container or sandbox that it is the first process of."""
+    if place is local:
+        (supervisor,) = (process for process in psutil.Process().children() if process not in others)
+        supervisor.kill()
+    elif place is docker:
+        marked: Marked = request.getfixturevalue("marked")
+        marked.engine.run("kill", marked.box())
+    else:
+        plane: LocalModal = request.getfixturevalue("local_modal")
+        (sandbox,) = plane.running()
+        plane.preempt(sandbox.id, silent=False)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_p11_the_end_of_all_kernels_is_told_while_children_live_and_nothing_is_left_of_them(
+    place: Place, request: pytest.FixtureRequest
+) -> None:
+    with (
+        place(request) as where,
+        scripted(of_a_family, lambda asked: Reply(hold=True), max_depth=3, **where) as (rlm, server),
+    ):
+        before = psutil.Process().children(recursive=True)
+        run = rlm.start("c", "q")
+        at_work(run, server)
+        others = [process for process in psutil.Process().children(recursive=True) if process not in before]
+        end_what_runs_the_kernels(request, place, before)
+        result = run.wait(60)
+        assert (result.status, type(result.error)) == ("failed", KernelDied)
+        assert "lost" in str(result.error) or "every variable" in str(result.error)
+        assert len(result.trace.children) == 3
+        assert {child.status for child in result.trace.children} <= {"failed", "stopped"}
+        server.wait_for(5, ended=True)
+        assert gone(others, 30)
 
 
 def test_p09_a_second_interrupt_waits_no_longer() -> None:
@@ -201,37 +304,56 @@ def test_p09_a_second_interrupt_waits_no_longer() -> None:
 
 
 GREEDY = """
-from concurrent.futures import ThreadPoolExecutor
-kept = 'what was found'
-ways = [llm_query, lambda text: llm_query_batched([text] * 10), lambda text: rlm_query(text, context='deep')]
-def work(number):
-    got = ''
-    while 'max-calls' not in str(got):
-        try: got = ways[number % 3]('dig')
+import threading, time
+kept, told = 'what was found', threading.Event()
+ways = [llm_query, lambda text: llm_query_batched([text] * 10), lambda text: rlm_query(text, context='deep'),
+        lambda text: rlm_query_batched([text] * 3, ['deep'] * 3)]
+def work(way):
+    while True:
+        try: got = way('dig')
         except BaseException as error: got = error
-with ThreadPoolExecutor(18) as pool: list(pool.map(work, range(18)))"""
+        if 'max-calls' in str(got): told.set(); time.sleep(0.2)
+for number in range(64): threading.Thread(target=work, args=(ways[number % 4],), daemon=True).start()
+told.wait()"""
+DEEP = """
+while True:
+    try: llm_query_batched(['deep'] * 3); rlm_query_batched(['dig'] * 2, [1, 2])
+    except BaseException: pass"""
+
+
+def most_children(told: Sequence[Event]) -> int:
+    """Give how many children of one level there were at once, at most."""
+    alive, most = Counter[int](), 0
+    for event in told:
+        if isinstance(event, (events.ChildStarted, events.ChildEnded)):
+            alive[event.node.count(".")] += 1 if isinstance(event, events.ChildStarted) else -1
+            most = max(most, *alive.values())
+    return most
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_p07_p26_one_budget_for_threads_batches_and_children_and_sums_as_the_server_has_them(
     place: Place, request: pytest.FixtureRequest
 ) -> None:
-    """64 requests for all, 12 at once at most, every fifth of the sub-LM fails: nothing more is sent, and nothing is lost."""
+    """64 threads and 8 children that never give up, batches within batches, every fifth request of the sub-LM fails.
+
+    Of 120 requests for all, 12 at once at most, none more is sent and none is lost.
+    """
     usage = (1000, 10, 100)
 
     def root(asked: Request) -> Reply:
         child = "dig" in asked.messages[1]["content"]
         last = "This is the last request" in asked.prompt
-        said = code("llm_query_batched(['deep'] * 3)") if child else code("FINAL_VAR(kept)" if last else GREEDY)
+        said = code(DEEP) if child else code("FINAL_VAR(kept)" if last else GREEDY)
         return Reply(said, usage=usage)
 
     def sub(asked: Request) -> Reply:
         return Reply(status=500, error={"message": "oops"}) if asked.number % 5 == 0 else Reply("yes", usage=usage)
 
     arguments: dict[str, Any] = {
-        "max_calls": 64,
-        "max_depth": 2,
-        "max_concurrent_children": 4,
+        "max_calls": 120,
+        "max_depth": 3,
+        "max_concurrent_children": 8,
         "max_concurrency": 12,
         "max_retries": 1,
     }
@@ -240,9 +362,9 @@ def test_p07_p26_one_budget_for_threads_batches_and_children_and_sums_as_the_ser
         result = rlm.completion("c", root_prompt="q")
         requests = server.wait_for(len(server.requests), ended=True)
     assert (result.status, result.limit, result.value) == ("limit", "max_calls", "what was found")
-    assert len(requests) == result.calls == 64
+    assert len(requests) == result.calls == 120
     assert server.peak <= 12
-    assert result.trace.children
+    assert 0 < most_children(result.trace.events) <= 8
     told_of = [item for item in requests if item.status == 200 and not item.aborted]
     unsure = [item for item in requests if item.aborted]
     cost = {"root": (900 * 1 + 100 * 1 + 10 * 2) / 1e6, "sub": (900 * 3 + 100 * 3 + 10 * 4) / 1e6}
@@ -254,5 +376,5 @@ def test_p07_p26_one_budget_for_threads_batches_and_children_and_sums_as_the_ser
     assert result.usage.input_tokens >= sure[0]
     assert (result.cost or 0) >= sure[2] * (1 - 1e-9)
     ends = [event for event in result.trace.events if isinstance(event, (events.ReplyEnded, events.CallEnded))]
-    assert sum(event.attempts for event in ends) == 64
+    assert sum(event.attempts for event in ends) == 120
     assert sum((event.usage for event in ends), events.Usage()) == result.usage

@@ -76,7 +76,8 @@ async def test_sixteen_children_at_once_see_only_their_own_output(shared: Enviro
         settings = RunSettings(model="root", sub_model="sub", base_url=server.url, max_depth=2, max_concurrent_children=16)
         budget = Budget(settings)
         handler = LMHandler(settings, budget, partial(providers.open_lm, settings=settings), told.append)
-        node = Family(settings, budget, told.append).root(handler)
+        family = Family(settings, budget, told.append)
+        node = family.root(handler)
         context = prepare("c")
         try:
             await node.open(shared, context)
@@ -85,7 +86,7 @@ async def test_sixteen_children_at_once_see_only_their_own_output(shared: Enviro
                 await anyio.to_thread.run_sync(partial(server.wait_for, 1 + 16 + 16, timeout=90))
                 server.release()
         finally:
-            await node.close()
+            await family.aclose()
             await handler.aclose()
     trace = Trace.from_events(told)
     for child in trace.children:
