@@ -88,6 +88,9 @@ class RLMMagics(Magics):
     sandbox_timeout = Int(None, allow_none=True, help="With --env modal: seconds until Modal ends the sandbox; none: 600.").tag(
         config=True
     )
+    reconnect = Float(
+        None, allow_none=True, help="With --env modal: seconds until a silent connection is made again; none: 15."
+    ).tag(config=True)
     gpu = Unicode("", help="With --env modal: a GPU, such as T4, or A100:2 for two; empty: none.").tag(config=True)
     cpu = Float(None, allow_none=True, help="With --env modal: cores, such as 2; none: what Modal gives.").tag(config=True)
     network = Unicode("", help="With --env modal: closed, open, or domains with commas between them; empty: closed.").tag(

@@ -34,7 +34,7 @@ class RLM:
     environment, environment_kwargs
         Where the code runs: `local` (`kernel`, a kernelspec's name) or `docker` (`image`, `docker_network`, `memory`, `cpus`,
         `gpus`) or `modal` (`app_name`, `timeout`, `image`, `gpu`, `cpu`, `memory`, `secrets`, `volumes`, `region`,
-        `idle_timeout`, `network`, `bridge`); all take `setup_code`.
+        `idle_timeout`, `reconnect`, `network`, `bridge`); all take `setup_code`.
     sub_model
         The model of the sub-calls; None: the same.
     allowed_models

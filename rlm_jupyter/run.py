@@ -298,6 +298,8 @@ class Run:
         environment = await self._engine.lease(self._task.place, lambda line: self._emit(events.StepTold(text=line)))
         if machine := self._task.place.machine:
             self._emit(events.SandboxStarted(machine=machine, seconds=time.monotonic() - environment.began))
+        for notice in environment.notices:
+            self._emit(events.Notice(text=notice))
         try:
             return await self._with_models(environment)
         except RLMError:

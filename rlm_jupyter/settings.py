@@ -95,7 +95,7 @@ class RunSettings:
     image, docker_network, memory, cpus, gpus
         Of a container: the image to start from (None: python:X.Y-slim), a network of the engine's (None: no network), memory
         ("4g"), processors, and what `docker run --gpus` takes.
-    image, memory, app_name, sandbox_timeout, idle_timeout, gpu, cpu, secrets, volumes, region, network, bridge
+    image, memory, app_name, sandbox_timeout, idle_timeout, reconnect, gpu, cpu, secrets, volumes, region, network, bridge
         Of a sandbox at Modal: see `kernels.modal_place.ModalPlace`, where the third is `timeout`. None: not given. Memory is
         in MiB, or as of a container.
     objects
@@ -138,6 +138,7 @@ class RunSettings:
     app_name: str | None = None
     sandbox_timeout: int | None = None
     idle_timeout: int | None = None
+    reconnect: float | None = None
     gpu: str | None = None
     cpu: float | tuple[float, float] | None = None
     secrets: tuple[str, ...] | None = None
@@ -255,7 +256,8 @@ class RunSettings:
 
 
 MODAL_ONLY = (
-    "app_name", "sandbox_timeout", "idle_timeout", "gpu", "cpu", "secrets", "volumes", "region", "network", "bridge"
+    "app_name", "sandbox_timeout", "idle_timeout", "reconnect", "gpu", "cpu", "secrets", "volumes", "region", "network",
+    "bridge",
 )  # fmt: skip
 MODAL_NAMES = {"sandbox_timeout": "timeout"}
 """What a sandbox's own arguments are called where that is another name."""

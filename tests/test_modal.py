@@ -25,7 +25,7 @@ from rlm_jupyter.kernels.kernel import Output
 from rlm_jupyter.kernels.messages import CallOutcome, CallRequest
 from rlm_jupyter.kernels.modal import ModalPlace, modal_image, open_modal
 from rlm_jupyter.kernels.packages import wanted
-from tests.conformance.driving import Session
+from tests.conformance.driving import Session, alive
 from tests.conformance.test_ends import started
 from tests.modal_local.plane import LocalModal
 
@@ -132,6 +132,7 @@ async def test_p23_a_sandbox_is_asked_for_with_the_least(
         assert (environment.name, backend) == ("modal", "V2")
         assert environment.isolation.startswith(f"isolated: a sandbox at Modal (app rlm-sandbox), {told}")
         assert environment.isolation.endswith("; ended after 600 s at most")
+        assert (environment.apart, environment.notices) == (True, ())
         assert asked["network_access"] == policy
         assert asked["timeout_secs"] == 600
         if bridge == "tunnel":
@@ -213,6 +214,24 @@ async def test_an_image_without_what_the_kernel_needs_is_told_with_its_own_words
     bad = modal.Secret.from_dict({"PYTHONPATH": "/bad"})
     with pytest.raises(KernelStartError, match="the supervisor did not start in the sandbox: ImportError: this zmq is broken"):
         await open_modal(ModalPlace(image=image, secrets=(bad,)))
+
+
+async def test_an_image_with_a_user_of_its_own_is_told_to_have_one_user_for_all(local_modal: LocalModal) -> None:
+    image = modal.Image.debian_slim().pip_install("flask").dockerfile_commands("USER 1000")
+    environment = await open_modal(ModalPlace(image=image))
+    try:
+        (notice,) = environment.notices
+        assert notice.startswith("all code in this sandbox runs as the user of its image, so it can end the supervisor")
+        first, second = await Session(environment).start(), await Session(environment).start()
+        await first.load("a text")
+        assert await first.out("import os; print(os.getuid(), context, llm_query('well'))") == "1000 a text WELL"
+        other = second.kernel.pid
+        await first.run(f"os.kill({other}, 9)")
+        with pytest.raises(KernelDied, match="SIGKILL"):
+            await second.run("pass")
+        assert await first.out("print(context)") == "a text"
+    finally:
+        await environment.close()
 
 
 # What runs in one
@@ -357,7 +376,7 @@ async def test_a_context_of_100_mb_goes_in_pieces_and_arrives_through_a_cut(
     ],
 )
 async def test_p11_a_connection_that_does_not_come_back_is_told(local_modal: LocalModal, way: str, told: str) -> None:
-    environment = await open_modal(ModalPlace(), reconnect=1)
+    environment = await open_modal(ModalPlace(reconnect=1))
     created = local_modal.told().created[-1].sandbox
     try:
         session = await Session(environment).start()
@@ -368,6 +387,26 @@ async def test_p11_a_connection_that_does_not_come_back_is_told(local_modal: Loc
         assert not environment.alive
         # With the tunnel away it is ended by us; with Modal's own connection away it ends itself.
         assert await ended(local_modal, created, 30) == ("SUCCESS" if way == "router" else "TERMINATED")
+    finally:
+        await environment.close()
+
+
+@matrix
+@pytest.mark.parametrize("how", ["down", "black_hole"])
+async def test_p06_an_outage_while_a_kernel_closes_costs_the_others_nothing(local_modal: LocalModal, how: str) -> None:
+    environment = await open_modal(ModalPlace(reconnect=5))
+    try:
+        parent, child = await Session(environment).start(), await Session(environment).start()
+        await parent.ok("kept = 1")
+        process = int(await child.out("import os; print(os.getpid())"))
+        getattr(local_modal.sdk, how)()
+        await asyncio.wait_for(child.kernel.close(), WAIT)
+        assert environment.alive
+        with pytest.raises(KernelDied, match="This kernel was closed"):
+            await child.run("pass")
+        local_modal.sdk.restore()
+        assert await asyncio.wait_for(parent.out("print(kept, llm_query('well'))"), WAIT) == "1 WELL"
+        assert await alive(environment, [process], WAIT) == []
     finally:
         await environment.close()
 
@@ -471,7 +510,7 @@ HOST = """
 import asyncio
 from rlm_jupyter.kernels.modal import ModalPlace, open_modal
 async def main():
-    environment = await open_modal(ModalPlace(), reconnect=1)
+    environment = await open_modal(ModalPlace(reconnect=1))
     print("ready", flush=True)
     await asyncio.sleep(600)
 asyncio.run(main())

@@ -84,6 +84,7 @@ def test_the_magic_runs_in_a_sandbox_of_the_users_image_with_what_was_typed(shel
         "isolated: a sandbox at Modal (app from-a-trait), no way out but to pypi.org, *.example.com, one way in (port 8080"
         in ran.output
     )
+    assert "the user of its image" not in ran.output
     assert "the sandbox ends after 900 s, the run may take 901 s: --sandbox-timeout 901" in ran.output
     assert 0 < result.sandbox_seconds <= result.seconds
     for shown in (ran.output, text.render(result.trace), Page(html.render(result.trace)).text):
@@ -112,13 +113,16 @@ def test_the_api_gives_a_sandbox_all_that_was_asked_for_and_tells_the_lm_of_it(p
         "gpu": "A100:2", "timeout": 1800, "idle_timeout": 120, "region": ["us-east", "eu-west"], "network": "open",
         "secrets": [modal.Secret.from_dict(given)], "bridge": "exec", "setup_code": "import os; ready = 'set up'",
         "volumes": {"/data": modal.Volume.from_name("tests-face", create_if_missing=True)},
-        "image": modal_image().pip_install("polars"),
+        "image": modal_image().pip_install("polars").dockerfile_commands("USER 1000"),
     }  # fmt: skip
     before = count(plane)
     echo = lambda request: request.prompt.upper()  # noqa: E731
     with scripted(WORK, echo, environment="modal", environment_kwargs=arguments) as (rlm, server):
         result = rlm.completion("four", "How long?")
     assert result.value == "x" * 10_000_000
+    assert [
+        notice for notice in result.trace.notices if notice.startswith("all code in this sandbox runs as the user of its image")
+    ]
     created = made(plane, before)
     asked = created.definition
     assert (created.backend, created.app) == ("V1", "rlm-sandbox")
@@ -161,6 +165,8 @@ def test_set_up_code_that_needs_a_network_says_which_option_gives_one(plane: Loc
 
 BAD = [
     ("--env modal --sandbox-timeout 86401", "--sandbox-timeout=86401: Modal lets a sandbox live 86,400 s"),
+    ("--env modal --reconnect 0.5", "--reconnect=0.5: type seconds from 1 to 600"),
+    ("--env docker --reconnect 20", "--reconnect is for --env modal; this run is --env docker: leave it out"),
     ("--env modal --sandbox-timeout 0", "--sandbox-timeout must be a whole number of seconds"),
     ("--env modal --network closd", "--network='closd' is neither 'closed' nor 'open' nor a list of domains"),
     ("--env modal --network https://pypi.org/", "--network: 'https://pypi.org/' is no domain"),
@@ -205,6 +211,8 @@ def test_p24_what_cannot_be_typed_is_one_line_and_asks_modal_for_nothing(shell: 
         ({"context_payload": "x"}, "context_payload is set by RLM"),
         ({"name": "x"}, "modal has no argument 'name'"),
         ({"timeout": 10**6}, "timeout=1000000: Modal lets a sandbox live 86,400 s"),
+        ({"reconnect": True}, "reconnect=True: type seconds from 1 to 600"),
+        ({"reconnect": float("nan")}, "reconnect=nan: type seconds from 1 to 600"),
         ({"image": 5}, "image: give a modal.Image or a name in a registry, not a int"),
         ({"secrets": [5]}, "secrets: give modal.Secret objects or their names, not a int"),
         ({"volumes": {"/data": 5}}, "volumes: /data must be a modal.Volume or its name, not a int"),
@@ -316,7 +324,7 @@ import asyncio, sys
 from rlm_jupyter.kernels.modal import ModalPlace, open_modal
 async def main():
     for name in sys.argv[1:]:
-        await open_modal(ModalPlace(app_name=name), reconnect=400)
+        await open_modal(ModalPlace(app_name=name, reconnect=400))
 asyncio.run(main())
 """
 

@@ -92,7 +92,7 @@ async def test_p06_an_outage_of_three_times_the_deadline_costs_time_and_nothing_
 
     with ScriptedServer(reply_to) as server:
         async with open_side(server.url, max_concurrency=64) as side:
-            environment = await open_modal(ModalPlace(bridge=bridge), told=told.append, reconnect=RECONNECT)
+            environment = await open_modal(ModalPlace(bridge=bridge, reconnect=RECONNECT), told=told.append)
             try:
                 answer = side.handler.answer
                 works = [

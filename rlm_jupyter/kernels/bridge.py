@@ -337,7 +337,7 @@ class Bridge:
                 method,
                 f"{self.origin.url}/{path}",
                 params=parameters,
-                data=io.BytesIO(body) if body else body,  # of large bytes aiohttp warns
+                data=io.BytesIO(body) if body and len(body) > MIB else body,  # of large bytes aiohttp warns
                 proxy=self.origin.proxy,
                 allow_redirects=False,
             )

@@ -7,9 +7,10 @@ the supervisor's messages to the kernels, notices when the supervisor falls sile
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
@@ -78,6 +79,10 @@ class Environment:
         `local`, ...
     isolation
         What separates the code from the user's machine, told truthfully.
+    apart
+        Whether each kernel runs as a user of its own.
+    notices
+        What the user should know of it besides, and could not be known before it was there.
     began
         Of `time.monotonic()`: since when there is something to be billed, where somebody bills it.
 
@@ -87,23 +92,29 @@ class Environment:
         Where the supervisor runs.
     silence
         Seconds without a sign of life after which the supervisor is taken for dead.
+    away
+        Where a lost connection is made again: seconds without a sign of life after which it is taken for lost, so that what is
+        waited for is not late.
     """
 
-    def __init__(self, place: Place, silence: float = SILENCE_SECONDS) -> None:
+    def __init__(self, place: Place, silence: float = SILENCE_SECONDS, away: float = math.inf) -> None:
         self.name = place.name
         self.isolation = place.isolation
+        self.apart = False
+        self.notices: tuple[str, ...] = ()
         self.began = time.monotonic()
         self._place = place
-        self._silence = silence
+        self._silence, self._away = silence, away
         self._stream: FramedStream | None = None
         self._reply: Callable[[wire.Reply], None] | None = None
         self._incoming = Incoming()
         self._kernels: dict[int, Kernel] = {}
         self._count = 0
         self._ended: Exception | None = None
-        self._heard = 0.0
+        self._heard = self._returned = 0.0
         self._overdue = False
         self._inquest: asyncio.Future[None] | None = None
+        self._kept: set[asyncio.Future[None]] = set()
         self._watch: asyncio.TimerHandle | None = None
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -159,6 +170,8 @@ class Environment:
             await self._place.end()
             if self._stream is not None:
                 self._stream.close()
+            for task in tuple(self._kept):
+                task.cancel()
 
     # What kernels and launcher use
 
@@ -179,6 +192,25 @@ class Environment:
             self._reply(message)
         elif self._stream is not None:
             self._stream.send(message)
+
+    async def answered(self, wait: asyncio.Future[Any], seconds: float | None) -> bool:
+        """Wait for something of the supervisor's; whether it came within `seconds`, not counting those without a connection."""
+        loop = asyncio.get_running_loop()
+        asked = loop.time()
+        while not wait.done():
+            now = loop.time()
+            left = None if seconds is None else max(asked, self._returned) + seconds - now
+            if left is not None and left <= 0:
+                if now - self._heard <= self._away:
+                    return False
+                left = self._away
+            await asyncio.wait({wait}, timeout=left)
+        return True
+
+    def keep(self, task: asyncio.Future[None]) -> None:
+        """Hold a task that may outlive who made it; it ends with the environment."""
+        self._kept.add(task)
+        task.add_done_callback(self._kept.discard)
 
     async def deliver(self, payload: Payload) -> str:
         return await self._place.deliver(payload)
@@ -203,11 +235,15 @@ class Environment:
     def receive(self, header: Header, body: bytes) -> None:
         """Take a message of the supervisor. A ProtocolError closes the stream."""
         message = self._incoming.read(header, body)
-        self._heard = asyncio.get_running_loop().time()
+        now = asyncio.get_running_loop().time()
+        if now - self._heard > self._away:
+            self._returned = now
+        self._heard = now
         self._overdue = False
         if isinstance(message, wire.Ready):
             if message.protocol != wire.PROTOCOL:
                 raise ProtocolError(f"the supervisor speaks protocol {message.protocol}; this is {wire.PROTOCOL}")
+            self.apart = message.apart
             if not self._ready.done():
                 self._ready.set_result(None)
         elif isinstance(message, wire.Heartbeat):

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 LADDER_SECONDS = 4.5
 """How long the supervisor's ladder may take until the supervisor itself is taken for stuck."""
 CLOSE_SECONDS = 3.0
+KILL_SECONDS = 1.0
+"""How much longer whoever closes a kernel waits for its supervisor to be killed."""
 PART_SECONDS = 30.0
 PARTS_AHEAD = 16
 LOAD_SECONDS = 60.0
@@ -260,7 +262,10 @@ class Kernel:
             while offsets or under_way:
                 while offsets and len(under_way) < PARTS_AHEAD:
                     under_way.append(self._ask_part(info.number, offsets.popleft()))
-                pieces.append(await asyncio.wait_for(under_way.popleft(), PART_SECONDS))
+                part = under_way.popleft()
+                if not await self._environment.answered(part, PART_SECONDS):
+                    raise TimeoutError
+                pieces.append(part.result())
                 if info.size <= wire.VALUE_PIECE:
                     digest.update(pieces[-1])
                     continue
@@ -277,18 +282,24 @@ class Kernel:
         return Value(info.form, info.type_name, data)
 
     async def close(self) -> None:
-        """End the kernel and all that it started. Safe to repeat."""
+        """End the kernel and all that it started. Safe to repeat.
+
+        While a connection that is lost is made again nobody waits for long: it is ended when the connection is back.
+        """
         with anyio.CancelScope(shield=True):
-            try:
-                if self._environment.alive and not self._closed:
-                    self._closed = True
-                    await self._request(wire.Close(self.number), CLOSE_SECONDS)
-            except TimeoutError:
-                self._environment.kill(KernelDied("The kernel could not be closed in time and was killed with its supervisor."))
-            except (KernelError, ProtocolError):
-                pass
+            if self._environment.alive and not self._closed:
+                self._closed = True
+                closing = asyncio.ensure_future(self._end())
+                self._environment.keep(closing)
+                await asyncio.wait({closing}, timeout=CLOSE_SECONDS + KILL_SECONDS)
             self.fail(KernelDied("This kernel was closed."))
-            self._environment.forget(self)
+
+    async def _end(self) -> None:
+        """Have the supervisor end the kernel; one that is heard of and does not is killed."""
+        with self._sent(wire.Close(self.number)) as wait:
+            if not await self._environment.answered(wait, CLOSE_SECONDS):
+                self._environment.kill(KernelDied("The kernel could not be closed in time and was killed with its supervisor."))
+        self._environment.forget(self)
 
     # What the environment tells
 
@@ -315,11 +326,11 @@ class Kernel:
                     break
 
     def fail(self, error: Exception) -> None:
-        """Take the kernel for lost; whoever waits for it gets the error."""
+        """Take the kernel for lost; whoever waits for it gets the error. That it is closed is told also of one that is lost."""
         if self._ended is None:
             self._ended = error
-        for wait in self._waits:
-            if not wait.done():
+        for wait, expected in self._waits.items():
+            if not wait.done() and not (wire.Closed in expected and self._environment.alive):
                 wait.set_exception(error)
                 wait.exception()
         while self._parts:
@@ -343,8 +354,7 @@ class Kernel:
     async def _request(self, order: wire.Message, seconds: float | None) -> wire.Message:
         """Send an order and wait for the message that ends it; TimeoutError after `seconds`."""
         with self._sent(order) as wait:
-            await asyncio.wait({wait}, timeout=seconds)
-            if not wait.done():
+            if not await self._environment.answered(wait, seconds):
                 raise TimeoutError
             return wait.result()
 
@@ -353,8 +363,7 @@ class Kernel:
         with self._sent(order) as wait:
             self._busy = wait
             try:
-                await asyncio.wait({wait}, timeout=seconds)
-                if not wait.done():
+                if not await self._environment.answered(wait, seconds):
                     await self.interrupt()
                     self._check_alive()
                     raise KernelError(f"the kernel was interrupted: it had not finished after {seconds:.0f} s")
@@ -464,6 +473,8 @@ class Kernel:
         return part
 
     def _part(self, message: wire.ValuePart) -> None:
+        if not self._parts and self._closed:
+            return
         if not self._parts:
             raise ProtocolError("the supervisor sent a value that nobody asked for")
         number, offset, part = self._parts.popleft()

@@ -31,7 +31,7 @@ from rlm_jupyter.kernels.environment import START_SECONDS, Environment, guest_ca
 from rlm_jupyter.kernels.guest import wire
 from rlm_jupyter.kernels.handover import handover, program
 from rlm_jupyter.kernels.modal_files import Upload
-from rlm_jupyter.kernels.modal_place import FOLDER, PIPE, PORT, ModalPlace, load, modal_image
+from rlm_jupyter.kernels.modal_place import FOLDER, PIPE, PORT, RECONNECT_SECONDS, ModalPlace, load, modal_image
 from rlm_jupyter.kernels.modal_stream import AGAIN_SECONDS, Silence, open_exec
 from rlm_jupyter.kernels.transports import FramedStream
 
@@ -46,12 +46,12 @@ Told = Callable[[str], None]
 MACHINE_SECONDS = 600.0
 """How long a sandbox may wait for a machine; a rare GPU takes its time."""
 READY_SECONDS = 60.0
-RECONNECT_SECONDS = 15.0
-"""Seconds without a byte after which a connection is taken for lost, and made again."""
 PATIENCE = 6
-"""For how many times as long it is made again until the sandbox is given up: outages of three times as long are survived."""
+"""How many times as long as `reconnect` a connection is made again until the sandbox is given up: half of that is survived."""
 LEASE = 9
 """How many times as long the sandbox waits for its host, until it ends itself."""
+AWAY = 1.25
+"""After how many times its usual interval a supervisor's sign of life is missed."""
 HOLD_SECONDS = 60
 """A sandbox in which no supervisor has been started for so long ends."""
 END_SECONDS = 5.0
@@ -60,12 +60,14 @@ LAST_WORDS_SECONDS = 0.5
 """How long what a sandbox wrote last may still be on its way when it is over."""
 PROGRESS_SECONDS = 5.0
 LOG_CAP = 4096
+ONE_USER = (
+    "all code in this sandbox runs as the user of its image, so it can end the supervisor and other kernels, and change their "
+    "files (where an image's user is root, each kernel is a user of its own)"
+)
 LOST = "Every variable in it is lost; what was put out before is kept."
 
 
-async def open_modal(
-    place: ModalPlace, *, how: str = "spare", told: Told = lambda line: None, reconnect: float = RECONNECT_SECONDS
-) -> Environment:
+async def open_modal(place: ModalPlace, *, how: str = "spare", told: Told = lambda line: None) -> Environment:
     """Start a sandbox with a supervisor in it.
 
     Parameters
@@ -76,9 +78,6 @@ async def open_modal(
         As of `open_local`.
     told
         Gets a line for each step that takes longer than a moment.
-    reconnect
-        Seconds without a byte after which a connection to the sandbox is taken for lost and made again, which is told. When
-        that has gone on for six times as long the sandbox is given up; after nine times as long it gives its host up, and ends.
 
     Raises
     ------
@@ -87,12 +86,14 @@ async def open_modal(
     KernelStartError
         When no sandbox can be had, or the supervisor does not come up; nothing is left of it then.
     """
-    running = SandboxPlace(place, told, reconnect)
-    environment = Environment(running, silence=PATIENCE * reconnect + READY_SECONDS)  # the stream itself is less patient
+    running = SandboxPlace(place, told)
+    silence = PATIENCE * place.reconnect + READY_SECONDS  # the stream itself is less patient
+    environment = Environment(running, silence, away=AWAY * running.beat)
     try:
         await running.create()
         environment.began = time.monotonic()
         await running.connect(environment, how)
+        environment.notices = () if environment.apart else (ONE_USER,)
     except BaseException as error:
         reason = running.refusal() if isinstance(error, KernelDied) else ""
         with anyio.CancelScope(shield=True):
@@ -111,10 +112,11 @@ class SandboxPlace:
     name = "modal"
     lends = False
 
-    def __init__(self, place: ModalPlace, told: Told, reconnect: float) -> None:
+    def __init__(self, place: ModalPlace, told: Told) -> None:
         self.isolation = place.isolation
         self.code: int | None = None
-        self._place, self._told, self._reconnect, self._lease = place, told, reconnect, reconnect * LEASE
+        self._place, self._told = place, told
+        self._reconnect, self._lease = place.reconnect, place.reconnect * LEASE
         self._making: asyncio.Future[modal.Sandbox] | None = None
         self._sandbox: modal.Sandbox | None = None
         self._stream: FramedStream | None = None
@@ -126,6 +128,7 @@ class SandboxPlace:
         self._ending: asyncio.Future[None] | None = None
         self._files = 0
         self._token = secrets.token_hex(32)
+        self.beat = min(2.0, place.reconnect / 4)
 
     # Coming up
 
@@ -233,7 +236,7 @@ class SandboxPlace:
             "caps": guest_caps(),
             "start_seconds": START_SECONDS - 5,
             "lease": self._lease,
-            "beat": min(2.0, self._reconnect / 4),
+            "beat": self.beat,
         }  # fmt: skip
 
     async def _watch(self, sandbox: modal.Sandbox) -> None:
@@ -375,4 +378,4 @@ class SandboxPlace:
                 await self._sandbox.detach.aio()  # type: ignore[no-untyped-call]
 
 
-__all__ = ["ModalPlace", "SandboxPlace", "modal_image", "open_modal"]
+__all__ = ["RECONNECT_SECONDS", "ModalPlace", "SandboxPlace", "modal_image", "open_modal"]

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 LONGEST = 24 * 60 * 60
 """Seconds that Modal lets a sandbox live."""
+RECONNECT_SECONDS = 15.0
+"""Seconds without a byte after which a connection is taken for lost, and made again."""
+SHORTEST_RECONNECT, LONGEST_RECONNECT = 1.0, 600.0
 BRIDGES = ("tunnel", "exec")
 """How LM calls reach the host: pulled by it out of the sandbox's broker, or down the supervisor's own stream."""
 PORT = 8080
@@ -56,6 +59,9 @@ class ModalPlace:
     timeout, idle_timeout
         Seconds until Modal ends the sandbox: in all, and (None: never) while no command runs in it and nobody is connected.
         While its host is there something always runs in it.
+    reconnect
+        Seconds without a byte after which a connection to the sandbox is taken for lost and made again, which is told. When
+        that has gone on for six times as long the sandbox is given up; after nine times as long it gives its host up, and ends.
     image
         A `modal.Image` or the name of one in a registry; None: `modal_image()`. What a kernel needs is layered on top.
     gpu, cpu, memory, region
@@ -85,6 +91,7 @@ class ModalPlace:
     network: str | tuple[str, ...] = "closed"
     bridge: str = "tunnel"
     name: str | None = None
+    reconnect: float = RECONNECT_SECONDS
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> ModalPlace:
@@ -115,6 +122,7 @@ class ModalPlace:
             _check_seconds(option, getattr(self, option))
         if self.idle_timeout is not None and self.idle_timeout > self.timeout:
             raise SettingsError(f"idle_timeout={self.idle_timeout}: timeout={self.timeout} ends the sandbox before; give less")
+        _check_reconnect(self.reconnect)
         self._check_bridge()
         self._check_network()
         self._check_machine()
@@ -253,3 +261,9 @@ def _check_seconds(option: str, value: object) -> None:
         raise SettingsError(f"{option} must be a whole number of seconds, 1 or more, not {value!r}")
     if value > LONGEST:
         raise SettingsError(f"{option}={value}: Modal lets a sandbox live {LONGEST:,} s (24 hours); type that or less")
+
+
+def _check_reconnect(value: object) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not SHORTEST_RECONNECT <= value <= LONGEST_RECONNECT:  # type: ignore[operator]
+        raise SettingsError(f"reconnect={value!r}: type seconds from {SHORTEST_RECONNECT:.0f} to {LONGEST_RECONNECT:.0f}")

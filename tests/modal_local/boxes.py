@@ -53,20 +53,20 @@ def why_missing() -> str:
 class Box:
     """One running box. `first` is its pid 1, as this machine numbers it."""
 
-    def __init__(self, monitor: asyncio.subprocess.Process, first: int, output: tuple[int, int], stdin: int) -> None:
-        self.first, self.output, self.stdin = first, output, stdin
+    def __init__(self, monitor: asyncio.subprocess.Process, first: int, output: tuple[int, int], stdin: int, user: int) -> None:
+        self.first, self.output, self.stdin, self.user = first, output, stdin, user
         self._monitor = monitor
         self._handle = os.pidfd_open(first)
         self._network = os.open(f"/proc/{first}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
     @classmethod
-    async def make(cls, argv: Sequence[str], env: dict[str, str], cwd: str, tools: Path, hosts: str) -> Box:
-        """Make a box in which `argv` waits for `begin`. `hosts` is its /etc/hosts."""
+    async def make(cls, argv: Sequence[str], env: dict[str, str], cwd: str, tools: Path, hosts: str, user: int = 0) -> Box:
+        """Make a box in which `argv` waits for `begin`. `hosts` is its /etc/hosts, `user` who everything in it runs as."""
         stdin, stdout, stderr, info = pipe(), pipe(), pipe(), pipe()
         names = os.memfd_create("hosts")
         os.write(names, hosts.encode())
         os.lseek(names, 0, os.SEEK_SET)
-        waiting = ["/bin/sh", "-c", 'printf . && read -r _ && exec "$@"', "sh", *argv]
+        waiting = ["/bin/sh", "-c", 'printf . && read -r _ && exec "$@"', "sh", *_as(user), *argv]
         try:
             monitor = await asyncio.create_subprocess_exec(
                 "bwrap", *_settings(cwd, tools), "--ro-bind-data", str(names), "/etc/hosts",
@@ -84,7 +84,7 @@ class Box:
             os.close(info[0])
         if not told or first != b".":
             raise BoxError(os.read(stderr[0], 4096).decode(errors="replace").strip() or "bwrap gave no reason")
-        box = cls(monitor, json.loads(told)["child-pid"], (stdout[0], stderr[0]), stdin[1])
+        box = cls(monitor, json.loads(told)["child-pid"], (stdout[0], stderr[0]), stdin[1], user)
         box.add_address(ADDRESS)
         return box
 
@@ -140,7 +140,7 @@ class Box:
         return [
             "nsenter", f"--target={self.first}", "--mount", "--uts", "--ipc", "--net", "--pid", "--root", "--",
             "/usr/bin/setpriv", "--no-new-privs", "--inh-caps=-all", f"--bounding-set=-all,{kept}", "--",
-            "/usr/bin/env", "-C", cwd, "--", *argv,
+            *_as(self.user), "/usr/bin/env", "-C", cwd, "--", *argv,
         ]  # fmt: skip
 
     def socket(self) -> socket.socket:
@@ -168,6 +168,11 @@ class Box:
                 _enter(own)
         finally:
             os.close(own)
+
+
+def _as(user: int) -> list[str]:
+    """Give what begins the command line of a process that is to be that user."""
+    return ["/usr/bin/setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--"] if user else []
 
 
 def _enter(network: int) -> None:

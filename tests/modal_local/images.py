@@ -45,6 +45,13 @@ class Images:
         bases = [base["image_id"] for base in definition.get("base_images", [])]
         return [layer for base in bases for layer in self.chain(base)] + [definition]
 
+    def user(self, image: str) -> int:
+        """Give the user that an image's last `USER` names by number; root where there is none."""
+        if image not in self.definitions:
+            return 0
+        lines = [line for layer in self.chain(image) for line in layer.get("dockerfile_commands", [])]
+        return int(([0] + [line.split()[1] for line in lines if line.startswith("USER ")])[-1])
+
     async def ImageGetOrCreate(
         self, request: api_pb2.ImageGetOrCreateRequest, _call: Metadata
     ) -> api_pb2.ImageGetOrCreateResponse:

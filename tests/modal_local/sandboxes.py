@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from modal_proto import api_pb2
 
 from tests.modal_local import networks, snapshots
 from tests.modal_local.boxes import HOME, WAIT, Box, BoxError, environment
+from tests.modal_local.images import Images
 from tests.modal_local.processes import Exec, Process
 from tests.modal_local.routes import LOST
 from tests.modal_local.streams import Input, Output
@@ -70,13 +71,13 @@ class Sandbox:
         return environment(self.env)
 
     async def start(
-        self, tools: Path, tunnels: Tunnels, hosts: networks.Hosts, image: Path | None, files: Iterable[File]
+        self, tools: Path, tunnels: Tunnels, hosts: networks.Hosts, image: Path | None, files: Iterable[File], user: int
     ) -> None:
-        """Make the box, open the tunnels, and start the entry point."""
+        """Make the box, open the tunnels, and start the entry point as this user."""
         definition = self.definition
         argv = tuple(definition.entrypoint_args) or FOREVER
         self.network = networks.Network(definition.network_access, hosts)
-        self.box = box = await Box.make(argv, self.variables, self.cwd, tools, self.network.names)
+        self.box = box = await Box.make(argv, self.variables, self.cwd, tools, self.network.names, user)
         try:
             self.network.open(box)
             if image is not None:
@@ -171,7 +172,7 @@ class Sandbox:
 class Sandboxes:
     """All sandboxes of a plane, by id and by task."""
 
-    def __init__(self, folder: Path, tunnels: Tunnels, images: Callable[[str], Path | None]) -> None:
+    def __init__(self, folder: Path, tunnels: Tunnels, images: Images) -> None:
         self.by_id: dict[str, Sandbox] = {}
         self.by_task: dict[str, Sandbox] = {}
         self.hosts = networks.Hosts()
@@ -185,8 +186,9 @@ class Sandboxes:
         """Start a sandbox; one whose box fails is over at once, with the reason."""
         self.by_id[sandbox.id] = self.by_task[sandbox.task_id] = sandbox
         try:
-            image = self._images(sandbox.definition.image_id)
-            await sandbox.start(self._tools, self._tunnels, self.hosts, image, files)
+            image = sandbox.definition.image_id
+            made = self._images.files(image), files, self._images.user(image)
+            await sandbox.start(self._tools, self._tunnels, self.hosts, *made)
         except BoxError as error:
             sandbox.result = Result(status=Result.GENERIC_STATUS_INIT_FAILURE, exception=str(error), exitcode=1)
             sandbox.over.set()

@@ -47,7 +47,7 @@ class Plane:
         self.credentials = Credentials()
         self.objects, self.images = Objects(self.credentials), Images(folder)
         self.tunnels = Tunnels(folder / "authority.pem")
-        self.sandboxes = Sandboxes(folder, self.tunnels, self.images.files)
+        self.sandboxes = Sandboxes(folder, self.tunnels, self.images)
         self.control = Control(self.sandboxes, self.objects, self.credentials)
         self.router = Router(self.sandboxes, self.objects, self.images, self.credentials)
         self.conditions = {"control": Conditions(), "router": Conditions(), "tunnels": self.tunnels.conditions}

@@ -51,6 +51,11 @@ class Entry:
     why: str = ""
 
 
+def _later(asked: Asked) -> bool:
+    """Refuse a call that is offered."""
+    return False
+
+
 class Book:
     """All calls of one broker."""
 
@@ -67,6 +72,8 @@ class Book:
         self._fresh: dict[int, Entry | wire.Dropped] = {}
         self._reader = 0
         self._close_reader: Callable[[], None] = lambda: None
+        self._hand: Callable[[Asked], bool] = _later
+        self._idle = False
         self._kept = 0
         self._replies: deque[Entry] = deque()
         self._gates: dict[int, str] = {}
@@ -183,7 +190,13 @@ class Book:
         self._fresh.pop(entry.number, None)
 
     def _tell(self, number: int, event: Entry | wire.Dropped) -> None:
-        self._unread[number] = self._fresh[number] = event
+        self._unread[number] = event
+        if self._idle and isinstance(event, Entry) and event.call is not None:
+            if self._hand(Asked(number, event.call, event.digest)):
+                event.sent = True
+                return
+            self._idle = False
+        self._fresh[number] = event
         self._news.notify_all()
 
     # The host
@@ -200,11 +213,15 @@ class Book:
                 del self._unread[number]
             return True
 
-    def open(self, close: Callable[[], None]) -> int:
-        """Make the caller the one reader; `close` is called when another one comes."""
+    def open(self, close: Callable[[], None], hand: Callable[[Asked], bool] = _later) -> int:
+        """Make the caller the one reader; `close` is called when another one comes.
+
+        `hand` is offered a call while the reader waits for one, by the thread that asks, which spares the reader's turn. Where
+        that would take time it refuses, and the reader reads it.
+        """
         with self._lock:
             self._close_reader()
-            self._close_reader = close
+            self._close_reader, self._hand, self._idle = close, hand, False
             self._reader += 1
             self._fresh = dict(self._unread)
             self._news.notify_all()
@@ -215,15 +232,17 @@ class Book:
         with self._lock:
             if reader == self._reader:
                 self._reader += 1
-                self._close_reader = lambda: None
+                self._close_reader, self._hand, self._idle = lambda: None, _later, False
                 self._news.notify_all()
 
     def read(self, reader: int, seconds: float) -> list[Asked | GivenUp] | None:
         """Wait for events; an empty list after `seconds`, None when this reader is not the one any more."""
         with self._lock:
+            self._idle = reader == self._reader and not self._fresh
             self._news.wait_for(lambda: reader != self._reader or self._fresh, timeout=seconds)
             if reader != self._reader:
                 return None
+            self._idle = False
             events: list[Asked | GivenUp] = []
             for number, event in self._fresh.items():
                 if isinstance(event, wire.Dropped):

@@ -32,6 +32,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flask import Flask, Response, abort, request
+from waitress.channel import ClientDisconnected
 
 from . import processes, wire
 from .book import WAITING_CAP, Book, Refused
@@ -44,7 +45,8 @@ WAIT_CAP = 60.0
 PUBLIC_THREADS = 16
 PUBLIC_CONNECTIONS = 512
 _JOINED = 256 * 1024
-
+HANDED = 16 * 1024
+"""Bytes of a call that whoever asks sends to the host without waiting for the host's reader to do it."""
 
 NO_CELL = "no cell is running: calls and answers are taken only while a cell runs"
 
@@ -113,6 +115,7 @@ class Broker:
             connections=PUBLIC_CONNECTIONS,
             largest=self._largest,
             cap=HELD_MESSAGES * self._largest,
+            quick=("/respond",),
         )
         self.local = Door(
             self.local_app,
@@ -232,8 +235,10 @@ class Broker:
             if request.args.get("session", self.book.session) != self.book.session:
                 abort(409)
             channel = _channel()
-            reader = self.book.open(channel.cut if channel is not None else lambda: None)
-            if channel is not None:
+            if channel is None:
+                reader = self.book.open(lambda: None)
+            else:
+                reader = self.book.open(channel.cut, *(() if wait is not None else (_hand(channel),)))
                 channel.gone = lambda: self.book.shut(reader)
             lines = self._lines(reader, after, wait)
             return Response(b"".join(lines) if wait is not None else lines, mimetype="application/x-ndjson")
@@ -281,6 +286,21 @@ class Broker:
                     yield b"\n"
         finally:
             self.book.shut(reader)
+
+
+def _hand(channel: Channel) -> Callable[[Asked], bool]:
+    """Give what sends a small call down an endless answer at once, if nothing is in its way."""
+
+    def hand(asked: Asked) -> bool:
+        if len(asked.call.data) > HANDED or channel.total_outbufs_len:
+            return False
+        try:
+            channel.say(b"".join(call_lines(asked.number, asked.call, asked.digest)))
+        except ClientDisconnected:
+            return False
+        return True
+
+    return hand
 
 
 def _joined(events: list[Asked | GivenUp]) -> Iterator[bytes]:

@@ -48,8 +48,7 @@ class Enqueue:
     def _post(self, data: bytes) -> tuple[dict[str, Any], bytes]:
         connection, answers = self._connection()
         head = f"POST /enqueue HTTP/1.1\r\nHost: broker\r\nX-RLM-Token: {self._token}\r\nContent-Length: {len(data)}\r\n\r\n"
-        connection.sendall(head.encode("ascii"))
-        connection.sendall(data)
+        connection.sendall(head.encode("ascii") + data)
         status, fields = _line(answers), {}
         while line := _line(answers):
             name, _, value = line.partition(":")

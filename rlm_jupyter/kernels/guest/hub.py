@@ -104,7 +104,7 @@ class Hub:
                 kernel.kill("")
 
     def _say_ready(self) -> None:
-        self.send(wire.Ready(wire.PROTOCOL, os.getpid()))
+        self.send(wire.Ready(wire.PROTOCOL, os.getpid(), self.settings.get("users", False)))
 
     def _calls_settled(self, kernel: int, cell: int) -> None:
         if found := self._kernels.get(kernel):

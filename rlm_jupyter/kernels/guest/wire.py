@@ -208,11 +208,12 @@ class Alive(Message):
 
 @dataclass(frozen=True, slots=True)
 class Ready(Message):
-    """The supervisor is there."""
+    """The supervisor is there. `apart`: each of its kernels is a user of its own."""
 
     kind = "ready"
     protocol: int
     pid: int
+    apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)
