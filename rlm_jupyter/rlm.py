@@ -223,6 +223,10 @@ class _Backend:
 def _environment_arguments(environment: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     if environment not in ENVIRONMENTS:
         return {}  # RunSettings refuses it by name
+    if not isinstance(arguments, Mapping):
+        raise SettingsError(f"environment_kwargs: give a dict of arguments by name, not a {type(arguments).__name__}")
+    if not isinstance(code := arguments.get("setup_code"), (str, type(None))):
+        raise SettingsError(f"environment_kwargs: setup_code is Python as a str, not a {type(code).__name__}")
     names = {name: name for name in ("setup_code", *(name for name, places in PLACES.items() if environment in places))}
     if environment == "modal":
         from rlm_jupyter.kernels.modal_place import ModalPlace
@@ -233,7 +237,7 @@ def _environment_arguments(environment: str, arguments: Mapping[str, Any]) -> Ma
         if name in ("context_payload", "lm_handler_address"):
             raise SettingsError(f"environment_kwargs: {name!r} is set by RLM; pass the context to completion()")
         if name not in names:
-            raise SettingsError(f"environment_kwargs: {environment} has no argument {name!r}{did_you_mean(name, names)}")
+            raise SettingsError(f"environment_kwargs: {environment} has no argument {name!r}{did_you_mean(str(name), names)}")
     if environment != "modal":
         return arguments
     objects: dict[str, Any] = {}

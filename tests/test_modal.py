@@ -590,7 +590,7 @@ def test_the_first_program_ends_without_a_supervisor_and_with_it(tmp_path: Path)
         ({"timeout": 0}, "timeout must be a whole number of seconds"),
         ({"timeout": 60, "idle_timeout": 90}, "idle_timeout=90: timeout=60 ends the sandbox before"),
         ({"app_nam": "x"}, "modal takes no 'app_nam'; did you mean app_name?"),
-        ({"block_network": True}, "block_network is spelled network='closed' here.*bridge='exec' it"),
+        ({"block_network": True}, "block_network: it is spelled network='closed' here.*bridge='exec' it"),
         ({"context_payload": "x"}, "context_payload is set by RLM itself"),
         ({"bridge": "exce"}, "bridge='exce' is not known; did you mean exec?"),
         ({"network": "pypi.org"}, r"type network=\[\"pypi.org\"\]"),

@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import getpass
 import importlib
+import math
 import os
+import posixpath
 import re
 import socket
 import sys
@@ -45,7 +47,24 @@ HOST, PROCESS, BEGUN = "host", "process", "begun"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DOMAIN = re.compile(r"(?:\*\.)?[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)+")
+_GPU = re.compile(r"[A-Za-z][A-Za-z0-9-]*!?(?::[1-9][0-9]?)?")
 _GIVEN_BY_RLM = ("context_payload", "lm_handler_address")
+_SPELLED = {
+    "block_network": "it is spelled network='closed' here, which is the default; with bridge='exec' it blocks the tunnel, too",
+    **dict.fromkeys(
+        ("outbound_domain_allowlist", "outbound_cidr_allowlist", "cidr_allowlist"),
+        "the domains that code may reach are network=[...] here",
+    ),
+    **dict.fromkeys(
+        ("encrypted_ports", "h2_ports", "unencrypted_ports", "readiness_probe"),
+        "ports follow from bridge here: 'tunnel' (the default) has one, 'exec' none",
+    ),
+    "env": "variables are secrets=[modal.Secret.from_dict({...})] here",
+    "sandbox_timeout": "it is timeout here",
+}
+"""What `modal.Sandbox.create`, or the magic, calls otherwise."""
+_TAKEN = ("/", "/root", "/tmp", "/proc", "/sys", "/dev")
+"""Where no volume can be mounted, as Modal or the kernels need the place."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,16 +116,14 @@ class ModalPlace:
     def of(cls, given: Mapping[str, Any]) -> ModalPlace:
         """Make one of a user's arguments by name; what is not known is refused, never ignored."""
         known = [field.name for field in dataclasses.fields(cls)]
+        offered = [name for name in known if name != "name"] + ["setup_code"]
         for name in given:
             if name in _GIVEN_BY_RLM:
                 raise SettingsError(f"environment_kwargs: {name} is set by RLM itself; leave it out")
-            if name == "block_network":
-                raise SettingsError(
-                    "environment_kwargs: block_network is spelled network='closed' here, which is the default; with "
-                    "bridge='exec' it blocks the tunnel, too"
-                )
+            if name in _SPELLED:
+                raise SettingsError(f"environment_kwargs: {name}: {_SPELLED[name]}")
             if name not in known:
-                raise SettingsError(f"environment_kwargs: modal takes no {name!r}{did_you_mean(name, known)}")
+                raise SettingsError(f"environment_kwargs: modal takes no {name!r}{did_you_mean(str(name).lower(), offered)}")
         arguments = dict(given)
         for name in ("secrets", "network"):
             if isinstance(arguments.get(name), (list, tuple, set, frozenset)):
@@ -126,10 +143,24 @@ class ModalPlace:
         self._check_bridge()
         self._check_network()
         self._check_machine()
-        if isinstance(self.secrets, str) or not isinstance(self.secrets, Sequence):
+        self._check_stores()
+
+    def _check_stores(self) -> None:
+        if isinstance(self.secrets, str) or not isinstance(self.secrets, Sequence) or "" in self.secrets:
             raise SettingsError("secrets: give a list of modal.Secret objects or of their names")
         if not isinstance(self.volumes, Mapping) or not all(str(path).startswith("/") for path in self.volumes):
             raise SettingsError('volumes: give a dict by absolute path, such as {"/data": modal.Volume.from_name("data")}')
+        for path, volume in self.volumes.items():
+            whole = posixpath.normpath(path)
+            if (
+                whole.lstrip("/") == ""
+                or whole in _TAKEN
+                or whole.startswith(("/proc/", "/sys/", "/dev/", f"{FOLDER}/"))
+                or whole == FOLDER
+            ):
+                raise SettingsError(f"volumes: nothing can be mounted at {path}; choose another path, such as /data")
+            if volume == "":
+                raise SettingsError(f"volumes: {path} must be a modal.Volume or its name, which is empty")
 
     def _check_bridge(self) -> None:
         if self.bridge not in BRIDGES:
@@ -153,14 +184,19 @@ class ModalPlace:
             parts = value if isinstance(value, tuple) and len(value) == 2 else (value,)
             whole = (int,) if option == "memory" else (int, float)
             if value is not None and not all(
-                isinstance(part, whole) and not isinstance(part, bool) and part > 0 for part in parts
+                isinstance(part, whole) and not isinstance(part, bool) and 0 < part < math.inf for part in parts
             ):
                 raise SettingsError(f"{option}={value!r}: type {kind}, or two of them as (request, limit)")
+            if len(parts) == 2 and parts[0] > parts[1]:
+                raise SettingsError(f"{option}={value!r}: the request, {parts[0]:g}, is above the limit, {parts[1]:g}")
+        regions = (self.region,) if isinstance(self.region, str) else self.region
+        if regions is not None and not (isinstance(regions, (list, tuple)) and regions and all(map(_is_name, regions))):
+            raise SettingsError(f'region={self.region!r}: type one of Modal\'s such as "us-east", or a list of them')
         package = sys.modules.get("modal")  # where it is not imported, nobody can have an image of its
         known = (str,) if package is None else (str, package.Image)
         if self.image is not None and not isinstance(self.image, known):
             raise SettingsError(f"image: give a modal.Image or a name in a registry, not a {type(self.image).__name__}")
-        if self.gpu is not None and not (isinstance(self.gpu, str) and self.gpu):
+        if self.gpu is not None and not (isinstance(self.gpu, str) and _GPU.fullmatch(self.gpu)):
             raise SettingsError(f'gpu={self.gpu!r}: type a name of Modal\'s such as "T4", or "A100:2" for two')
 
     @property
@@ -248,6 +284,10 @@ def tags() -> dict[str, str]:
         PROCESS: str(os.getpid()),
         BEGUN: str(int(time.time())),
     }
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(_NAME.fullmatch(value))
 
 
 def _tag(text: str) -> str:
