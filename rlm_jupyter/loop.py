@@ -180,8 +180,8 @@ class Node:
         """Run set-up code before anything is spent; a KernelDied or ValueError tells why it did not go well."""
         await self._run_cell(0, code)
         if self._ran[-1].status != "ok":
-            last = "".join(output.text for output in self._ran[-1].outputs).strip().rsplit("\n", 1)[-1]
-            raise ValueError(last[:300])
+            error = " ".join(self._ran[-1].error.split()).rstrip(":")
+            raise ValueError(error[:300] or self._ran[-1].status)
 
     async def run(self, question: str | None, description: str, place: str = "") -> Answer:
         """Go round until there is an answer. When a cap is used up the root asks once more, for the best that there is.
@@ -349,7 +349,7 @@ class Node:
         for note in result.notes:
             self._emit(events.Notice(text=f"cell {cell}: {note}"))
         ended(result.status, result.error, result.omitted)
-        self._ran.append(prompts.Ran(tuple(outputs), result.status, result.omitted, result.notes))
+        self._ran.append(prompts.Ran(tuple(outputs), result.status, result.omitted, result.notes, result.error))
         return result
 
     async def _execute(self, code: str, on_output: Callable[[Output], None]) -> CellResult:

@@ -123,6 +123,7 @@ class Ran:
     status: str
     omitted: int = 0
     notes: tuple[str, ...] = ()
+    error: str = ""
 
 
 def first_message(question: str | None, description: str, left: Left, place: str = "", children: int = 0) -> str:

@@ -46,7 +46,7 @@ def _options(words: Sequence[str]) -> dict[str, str]:
     pairs = iter(words)
     for name in pairs:
         value = next(pairs, None)
-        if name not in ("--end", "--app-name") or value is None or value.startswith("-"):
+        if name not in ("--end", "--app-name") or not value or value.startswith("-") or name in options:
             raise SettingsError(f"{' '.join(words)}: {USAGE}")
         options[name] = value
     return options

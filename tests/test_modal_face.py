@@ -372,8 +372,13 @@ def test_sandboxes_that_were_left_over_are_listed_and_ended_and_no_others(
     assert shell.run("%rlm sandboxes --app-name another --end all").output == f"ended: {elsewhere}\n"
     for sandbox in (theirs, in_use, far):
         sandbox.terminate(wait=True)
-    for wrong in ("--all", "--end", "--end --app-name x", "all"):
+    for wrong in ("--all", "--end", "--end --app-name x", "all", "--end all --end all", "--end ''"):
         assert "takes --end ID, --end all and --app-name NAME" in str(shell.run(f"%rlm sandboxes {wrong}").error)
+    assert str(shell.run("%rlm sandboxes --app-name 'my app'").error).startswith("app_name='my app': type letters, digits")
+    plane.control.down()
+    for asked in ("%rlm sandboxes", "%%rlm --env modal --model demo --context docs\nWhat?"):
+        assert str(shell.run(asked).error).startswith("Modal cannot be reached within 4 s: is there a network, or a proxy? (")
+    plane.control.restore()
     monkeypatch.setenv("MODAL_TOKEN_ID", "")
     assert "there is no token of Modal on this machine: type modal setup" in str(shell.run("%rlm sandboxes").error)
 

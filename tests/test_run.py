@@ -321,10 +321,16 @@ def test_the_timeout_ends_a_cell_that_never_would(engine: Engine) -> None:
 def test_setup_code_runs_first_and_its_failure_costs_nothing(engine: Engine) -> None:
     with scripted([answer("ready")], engine=engine, environment_kwargs={"setup_code": "ready = len(context)"}) as (rlm, _):
         assert rlm.completion("four", root_prompt="q").value == 4
-    with scripted([], engine=engine, environment_kwargs={"setup_code": "import no_such_module"}) as (rlm, server):
-        with pytest.raises(RLMError, match=r"set-up code failed.*no_such_module"):
-            rlm.completion("c", root_prompt="q")
-        assert server.requests == []
+    for setup_code, told in (
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("raise ValueError('two\\nlines')", "ValueError: two lines"),
+        ("import sys; sys.exit(3)", "SystemExit: 3"),
+    ):
+        with scripted([], engine=engine, environment_kwargs={"setup_code": setup_code}) as (rlm, server):
+            with pytest.raises(RLMError) as failed:
+                rlm.completion("c", root_prompt="q")
+            assert str(failed.value) == f"the set-up code failed, so nothing was asked: {told}"
+            assert server.requests == []
 
 
 def test_a_dead_kernel_fails_the_run_and_says_what_was_lost(engine: Engine) -> None:

@@ -330,7 +330,7 @@ class SandboxPlace:
 
     def _how_it_ended(self) -> str:
         if self.code == 124:
-            return f"The sandbox has reached its time-out of {self._place.timeout:,} s and was ended; timeout= gives more."
+            return f"The sandbox has reached its time-out of {self._place.timeout:,} s and was ended (--sandbox-timeout)."
         if self.code == 137:
             return "The sandbox was terminated: by Modal, which may take a machine away, or by somebody else with this account."
         if isinstance(self._reason, Silence):

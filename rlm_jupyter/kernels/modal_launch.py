@@ -70,7 +70,7 @@ def check(settings: RunSettings) -> None:
         check_name(place.image)
     check_objects(place, load())
     token_from()
-    _say_hello()
+    say_hello()
 
 
 def check_objects(place: ModalPlace, modal: Any) -> None:
@@ -94,7 +94,7 @@ def token_from() -> str:
     return named[0] if named else str(config.user_config_path)
 
 
-def _say_hello() -> None:
+def say_hello() -> None:
     """Reach Modal with this machine's token; the connection is the one that a run uses then."""
     modal = load()
 
@@ -113,7 +113,7 @@ def explained(error: Exception, seconds: float) -> SettingsError:
     line = (cleaned(str(error)).splitlines() or [""])[0][:200] or type(error).__name__
     if isinstance(error, known.AuthError):
         return SettingsError(f"Modal does not accept this machine's token: type modal setup in a terminal ({line})")
-    if isinstance(error, (TimeoutError, known.ConnectionError)):
+    if isinstance(error, (TimeoutError, known.ConnectionError)) or not isinstance(error, known.Error):
         return SettingsError(f"Modal cannot be reached within {seconds:.0f} s: is there a network, or a proxy? ({line})")
     return SettingsError(f"Modal refuses this machine: {line}")
 

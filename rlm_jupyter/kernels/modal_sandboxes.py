@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlm_jupyter.errors import SettingsError
-from rlm_jupyter.kernels.modal_launch import explained, token_from, within
-from rlm_jupyter.kernels.modal_place import BEGUN, HOST, PROCESS, load, tags
+from rlm_jupyter.kernels.modal_launch import explained, say_hello, token_from, within
+from rlm_jupyter.kernels.modal_place import BEGUN, HOST, PROCESS, ModalPlace, load, tags
 
 if TYPE_CHECKING:
     import modal
@@ -35,7 +35,7 @@ class Found:
     age: float | None
 
 
-def find(apps: Iterable[str], mine: bool) -> list[Found]:
+def find(apps: Sequence[str], mine: bool) -> list[Found]:
     """Give the sandboxes of this user in some apps, the oldest first. `mine`: whether this very process uses its own.
 
     Raises
@@ -43,7 +43,10 @@ def find(apps: Iterable[str], mine: bool) -> list[Found]:
     SettingsError
         Without the package, without a token, or when Modal cannot be asked; one line says what to do.
     """
+    for app in apps:
+        ModalPlace(app_name=app)
     token_from()
+    say_hello()
 
     def look() -> list[Found]:
         return [_read(sandbox, app, mine) for app in apps for sandbox in _listed(app)]
