@@ -32,7 +32,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flask import Flask, Response, abort, request
-from waitress.channel import ClientDisconnected
 
 from . import processes, wire
 from .book import WAITING_CAP, Book, Refused
@@ -292,13 +291,9 @@ def _hand(channel: Channel) -> Callable[[Asked], bool]:
     """Give what sends a small call down an endless answer at once, if nothing is in its way."""
 
     def hand(asked: Asked) -> bool:
-        if len(asked.call.data) > HANDED or channel.total_outbufs_len:
+        if len(asked.call.data) > HANDED:
             return False
-        try:
-            channel.say(b"".join(call_lines(asked.number, asked.call, asked.digest)))
-        except ClientDisconnected:
-            return False
-        return True
+        return channel.say_at_once(b"".join(call_lines(asked.number, asked.call, asked.digest)))
 
     return hand
 

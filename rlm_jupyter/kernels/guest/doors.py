@@ -15,7 +15,7 @@ from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 from waitress.adjustments import Adjustments
-from waitress.channel import HTTPChannel
+from waitress.channel import ClientDisconnected, HTTPChannel
 from waitress.parser import HTTPRequestParser
 from waitress.server import TcpWSGIServer
 from waitress.task import ThreadedTaskDispatcher, WSGITask
@@ -132,6 +132,18 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             return int(super().write_soon(data))
         self._parts.append(data)
         return len(data)
+
+    def say_at_once(self, data: bytes) -> bool:
+        """Send a piece of the answer if nothing is in its way; whether it was sent. It never waits, for a lock neither."""
+        if self.total_outbufs_len or not self.outbuf_lock.acquire(blocking=False):
+            return False
+        try:
+            self.say(data)
+        except ClientDisconnected:
+            return False
+        finally:
+            self.outbuf_lock.release()
+        return True
 
     def service(self) -> None:
         self.server.serving.channel = self
