@@ -202,7 +202,7 @@ class Budget:
     def out_of_time(self) -> LimitReached:
         """Give the error of a run whose time is used up."""
         timeout, used = self._settings.timeout, time.monotonic() - self.started
-        text = f"the time of the run is used up (--timeout {timeout:g} seconds)"
+        text = f"the time of the run is used up (--timeout {timeout:g})"
         return LimitReached("timeout", text, used=used, cap=timeout)
 
     def too_large(self, model: str, price: Price | None, input_bytes: int) -> RequestTooLarge | None:
@@ -282,6 +282,8 @@ class Budget:
         if self.calls + self._in_flight + 1 + (kept is not None) > calls:
             but = " but the one kept for the answer" if kept is not None else ""
             text = f"all {calls:,} requests of the run{but} are used up (--max-calls)"
+            if calls == 1:
+                text = "the one request of the run is used up (--max-calls 1)"
             return LimitReached("max_calls", text, used=self.calls, cap=calls)
         kept = kept or _NONE
         spent = self.usage.total_tokens

@@ -2,13 +2,14 @@
 
 A version-2 matcher of IPython that suppresses the others while it has something to offer, so that the list is exact. It
 offers only variables whose type can be a context, and reads nothing but the namespace (for `--image`: what a Docker engine that
-runs has; for `--kernel`: the installed kernelspecs).
+runs has; for `--kernel`: the installed kernelspecs; for a path: the names in that folder).
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import os
 import sys
 import types
@@ -28,6 +29,8 @@ _NO_CONTEXT = (type, types.ModuleType, types.FunctionType, types.BuiltinFunction
 """What is never a context: code, and what can be read only once."""
 IMAGES_SECONDS = 0.3
 """Within which an engine must have told its images; a Tab may not take longer."""
+PATHS = 2000
+"""Names of a folder that are looked at."""
 GPUS = ("T4", "L4", "A10", "L40S", "A100", "A100-80GB", "H100", "H200", "B200")
 """As Modal's documentation names them; `:2` behind one asks for two."""
 MODELS = ("demo", "gpt-5", "gpt-5-mini", "gpt-5-nano")
@@ -53,6 +56,9 @@ class Completion:
         if not words or words[0] not in ("%%rlm", "%rlm") or (words[0] == "%%rlm" and context.cursor_line != 0):
             return {"completions": []}
         fragment = "" if line[-1:].isspace() else words.pop()
+        name, equals, rest = fragment.partition("=")
+        if equals and name in self._options:  # --env=d
+            words, fragment = [*words, name], rest
         if not words:  # the magic's own name: IPython completes it
             return {"completions": []}
         found = self._candidates(words, fragment) if words[0] == "%%rlm" else self._commands(words)
@@ -66,6 +72,8 @@ class Completion:
             return [("--json", "option")]
         if words[1:2] == ["sandboxes"]:
             return [("all", "value")] if words[-1] == "--end" else [(option, "option") for option in ("--app-name", "--end")]
+        if words[1:2] == ["export"] and len(words) > 2:
+            return [] if "--force" in words else [("--force", "option")]
         if words[1:] in (["attach"], ["stop"]):
             return [(name, "run") for name, run in self._runs.items() if run.status == "running"]
         return [(name, "run") for name in self._runs] if words[1:] in (["show"], ["export"]) else []
@@ -75,15 +83,19 @@ class Completion:
         if action is not None and action.nargs != 0:
             at_modal = "--env modal" in " ".join(words)
             return [(value, "value") for value in self._values(action, fragment, at_modal)]
-        taken = {word for word in words if word.startswith("--")}
-        return [(option, "option") for option in sorted(self._options) if option.startswith("--") and option not in taken]
+        taken = [
+            self._options[word] for word in words if word in self._options and word != "--context"
+        ]  # that one may come again
+        return [(name, "option") for name, action in sorted(self._options.items()) if name[:2] == "--" and action not in taken]
 
     def _values(self, action: argparse.Action, fragment: str, at_modal: bool) -> Iterable[str]:
         if action.choices is not None:
             return [str(choice) for choice in action.choices]
         match action.dest:
             case "context":
-                return self._variables((object,), _NO_CONTEXT)
+                return _paths(fragment) if "/" in fragment else self._variables((object,), _NO_CONTEXT)
+            case "save_files":
+                return [path for path in _paths(fragment) if path.endswith("/")]
             case "setup_code":
                 return self._variables((str,))
             case "out":
@@ -120,6 +132,17 @@ class Completion:
             (name, value) for name, value in self._shell.user_ns.items() if not name.startswith("_") and name not in hidden
         ]
         return sorted(name for name, value in space if isinstance(value, kinds) and not isinstance(value, but))
+
+
+def _paths(fragment: str) -> list[str]:
+    """Offer what is in the folder that a path names so far, hidden files left out; folders with a slash at the end."""
+    folder, slash, start = fragment.rpartition("/")
+    try:
+        with os.scandir(os.path.expanduser(folder) + slash or ".") as found:
+            shown = [entry for entry in itertools.islice(found, PATHS) if entry.name.startswith(start) and entry.name[0] != "."]
+            return sorted(f"{folder}{slash}{entry.name}{'/' if entry.is_dir() else ''}" for entry in shown)
+    except (OSError, ValueError):
+        return []
 
 
 def _images() -> list[str]:

@@ -26,7 +26,7 @@ from rlm_jupyter.kernels.messages import CallOutcome, CallRequest
 from rlm_jupyter.lm.client import ImagePart, Message, TextPart
 from rlm_jupyter.lm.handler import LMHandler
 from rlm_jupyter.pictures import Picture
-from rlm_jupyter.settings import FILES_CAP, FILES_COUNT_CAP, RunSettings
+from rlm_jupyter.settings import FILES_CAP, FILES_COUNT_CAP, RunSettings, many
 from rlm_jupyter.values import decode
 
 PICTURES_FOR_LM, PICTURE_FOR_LM = 4, 4 * 1024 * 1024
@@ -245,10 +245,10 @@ class Node:
             if self._handler.limit is not None:
                 raise self._handler.limit
             if (most := self._settings.max_consecutive_errors) is not None and self._errors >= most:
-                text = f"{self._errors} cells in a row ended in an error (--max-consecutive-errors {most})"
+                text = f"{many(self._errors, 'cell')} in a row ended in an error (--max-consecutive-errors {most})"
                 raise LimitReached("max_consecutive_errors", text, used=self._errors, cap=most)
         count = self._settings.max_iterations
-        text = f"no answer after {count} iterations (--max-iterations {count})"
+        text = f"no answer after {many(count, 'iteration')} (--max-iterations {count})"
         raise LimitReached("max_iterations", text, used=count, cap=count)
 
     async def _last_answer(self, reached: LimitReached) -> Answer:

@@ -198,15 +198,16 @@ class RLMMagics(Magics):
         try:
             settings = self.reader.settings(options)
             prompt, question = self.reader.task(options, cell)
-            self.reader.check_out(options.out)
+            out = self.reader.out(options.out)
             if options.background and options.save_files is not None:
                 raise UsageError("--save-files waits for the end: leave it out, then call NAME.result.save_files(DIR)")
+            self.reader.check_folder(options.save_files)
             check(settings)
             run = make(settings, prompt, question, self._engine, progress=progress, told=told)
         except SettingsError as error:
             raise UsageError(str(error)) from None
         view, shown_as = options.view or self.view, options.format or self.format
-        return Asked(run, view, shown_as, options.out, options.save_files, self.runs, self._shell.user_ns)
+        return Asked(run, view, shown_as, out, options.save_files, self.runs, self._shell.user_ns)
 
     @no_var_expand
     @line_magic("rlm")  # type: ignore[arg-type]

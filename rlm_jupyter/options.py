@@ -22,8 +22,22 @@ VIEWS = ("auto", "live", "html", "text", "none")
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
+NO_CAP = object()
+"""What `none` is read as: that an option was not given is told apart from it."""
+
+
 def _whole(text: str) -> int:
-    return int(text.replace("_", "").replace(",", ""))
+    try:
+        return int(text.replace("_", "").replace(",", ""))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, such as 100, not {text!r}") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, such as 2.5, not {text!r}") from None
 
 
 def _whole_or_none(text: str) -> int | object:
@@ -31,14 +45,8 @@ def _whole_or_none(text: str) -> int | object:
 
 
 def _number_or_none(text: str) -> float | object:
-    return NO_CAP if text.lower() == "none" else float(text)
+    return NO_CAP if text.lower() == "none" else _number(text)
 
-
-NO_CAP = object()
-"""What `none` is read as: that an option was not given is told apart from it."""
-
-for _read, _name in ((_whole, "whole number"), (_whole_or_none, "whole number"), (_number_or_none, "number")):
-    _read.__name__ = _name  # argparse names the type in its message
 
 OPTIONS = (
     argument(
@@ -72,7 +80,7 @@ OPTIONS = (
         metavar="DOLLARS",
         help="Dollars for the whole run. Default: 2, if prices are known.",
     ),
-    argument("--timeout", type=float, metavar="SECONDS", help="Seconds for the whole run. Default: 1800."),
+    argument("--timeout", type=_number, metavar="SECONDS", help="Seconds for the whole run. Default: 1800."),
     argument(
         "--max-consecutive-errors",
         type=_whole_or_none,
@@ -101,7 +109,7 @@ OPTIONS = (
         metavar="SIZE",
         help="Memory, such as 8g. Default: 4g and three times the context with --env docker, what Modal gives else.",
     ),
-    argument("--cpus", type=float, metavar="N", help="With --env docker: processors. Default: 2."),
+    argument("--cpus", type=_number, metavar="N", help="With --env docker: processors. Default: 2."),
     argument("--gpus", metavar="GPUS", help="With --env docker: what `docker run --gpus` takes, such as all. Default: none."),
     argument("--app-name", metavar="NAME", help="With --env modal: the app the sandbox belongs to. Default: rlm-sandbox."),
     argument(
@@ -117,7 +125,7 @@ OPTIONS = (
         help="With --env modal: after so long without a byte a connection is made again, for six times as long. Default: 15.",
     ),
     argument("--gpu", metavar="GPU", help="With --env modal: a GPU, such as T4, or A100:2 for two. Default: none."),
-    argument("--cpu", type=float, metavar="N", help="With --env modal: cores, such as 2. Default: what Modal gives."),
+    argument("--cpu", type=_number, metavar="N", help="With --env modal: cores, such as 2. Default: what Modal gives."),
     argument(
         "--network",
         metavar="NETWORK",
@@ -161,14 +169,42 @@ def parse(parser: MagicArgumentParser, line: str) -> argparse.Namespace:
     try:
         words = shlex.split(line, posix=True)
     except ValueError as error:
-        raise UsageError(f"cannot read the options: {error}") from None
+        advice = "; close the quote, or write a backslash before a quote that is meant as it is"
+        raise UsageError(f"cannot read the options: {error}{advice if 'quotation' in str(error) else ''}") from None
     known = [option for action in parser._actions for option in action.option_strings]
     for word in words:
         name = word.partition("=")[0]
+        if name in ("-h", "--help"):
+            raise UsageError("%%rlm? in a cell of its own lists every option with its help")
         if name.startswith("-") and name not in known and not re.fullmatch(r"-[\d.]+(e-?\d+)?", name):
             close = difflib.get_close_matches(name, known, n=1)
             raise UsageError(f"%%rlm has no option {name}; {f'did you mean {close[0]}?' if close else '%%rlm? lists them'}")
-    options, rest = parser.parse_known_args(words)
+    given = [parser._option_string_actions.get(word.partition("=")[0]) for word in words]
+    for action in given:
+        if action is not None and action.dest != "context" and given.count(action) > 1:
+            raise UsageError(f"{action.option_strings[-1]} is there {given.count(action)} times: type it once")
+    try:
+        options, rest = parser.parse_known_args(words)
+    except UsageError as error:
+        raise UsageError(_clear(parser, str(error))) from None
     if rest:
         raise UsageError(f"what is {rest[0]!r}? The question goes below the %%rlm line; options begin with --")
     return options
+
+
+def _clear(parser: MagicArgumentParser, message: str) -> str:
+    """Give what argparse says of one option as a line that says what to type."""
+    from rlm_jupyter.settings import did_you_mean
+
+    match = re.fullmatch(r"argument (\S+): (.*)", message, re.DOTALL)
+    action = next((one for one in parser._actions if match and "/".join(one.option_strings) == match[1]), None)
+    if match is None or action is None:
+        return message
+    name, told = action.option_strings[-1], match[2]
+    if told.startswith("expected one argument"):
+        return f"{name} needs a value: type {name} {action.metavar or ' or '.join(map(str, action.choices or ()))}"
+    if told.startswith("ignored explicit argument"):
+        return f"{name} takes no value: type {name} and nothing behind it"
+    if action.choices and (odd := re.match(r"invalid choice: '(.*?)'", told)):
+        return f"{name} {odd[1]}: there is no such {action.dest}{did_you_mean(odd[1], map(str, action.choices))}"
+    return f"{name} {told}"

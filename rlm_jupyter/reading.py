@@ -19,12 +19,12 @@ from IPython.core.error import UsageError
 
 from rlm_jupyter.contexts import Named, read_path
 from rlm_jupyter.options import NO_CAP
-from rlm_jupyter.settings import PLACES, RunSettings, check_variable_name
+from rlm_jupyter.settings import PLACES, RunSettings, check_variable_name, variable_name
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z_]\w*)\s*\}\}")
+PLACEHOLDER = re.compile(r"\{\{\s*([^\s{}]+)\s*\}\}")
 PLACEHOLDER_CAP = 100_000
 PROGRESS_WIDTH = 120
 CAPS = (
@@ -105,6 +105,8 @@ class Reader:
         return Named({name: self._context(name) for name in options.context}), question
 
     def _placeholder(self, match: re.Match[str]) -> str:
+        if not match[1].isidentifier():
+            return match[0]
         text = str(self._variable(match[1], f"{{{{{match[1]}}}}}"))
         if len(text) > PLACEHOLDER_CAP:
             raise UsageError(f"{match[0]} has {len(text):,} characters: too long for a question, use --context {match[1]}")
@@ -114,7 +116,7 @@ class Reader:
         return self._variable(name, f"--context {name}") if name.isidentifier() else read_path(name)
 
     def _variable(self, name: str, told: str) -> Any:
-        space = self._shell.user_ns
+        space, name = self._shell.user_ns, variable_name(name)
         if name in space:
             return space[name]
         own = [known for known in space if not known.startswith("_") and known not in self._shell.user_ns_hidden]
@@ -124,10 +126,16 @@ class Reader:
             hint = f"for the file or folder of that name type --context ./{name}"
         raise UsageError(f"{told}: no variable is named {name}; {hint}")
 
-    def check_out(self, name: str | None) -> None:
-        """Refuse a name for `--out` that is no name, or not free to be written."""
-        if name is not None:
-            check_variable_name(name, {*self._shell.user_ns_hidden, *dir(builtins)})
+    def check_folder(self, folder: str | None) -> None:
+        """Refuse a name for `--save-files` that is none, or a file's: nothing could be saved there at the end."""
+        if folder is not None and (not folder.strip() or "\0" in folder):
+            raise UsageError("--save-files needs the name of a folder, such as ./made")
+        if folder is not None and os.path.exists(path := os.path.expanduser(folder)) and not os.path.isdir(path):
+            raise UsageError(f"--save-files {folder}: that is a file; name a folder, which is made where there is none")
+
+    def out(self, name: str | None) -> str | None:
+        """Give the name for `--out` as Python reads it; one that is no name, or not free to be written, is refused."""
+        return None if name is None else check_variable_name(name, {*self._shell.user_ns_hidden, *dir(builtins)})
 
 
 class Progress:

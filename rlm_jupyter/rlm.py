@@ -20,6 +20,13 @@ from rlm_jupyter.run import Run, check, make
 from rlm_jupyter.settings import ENVIRONMENTS, MODAL_NAMES, PLACES, RunSettings, did_you_mean
 
 
+class DefaultCost(float):
+    """A cap on dollars that nobody asked for, told apart from one of the same size that somebody did."""
+
+
+DEFAULT_COST = DefaultCost(2.0)
+
+
 class RLM:
     """A recursive language model: asks questions about inputs far beyond a context window.
 
@@ -41,7 +48,8 @@ class RLM:
         Further models that code in the REPL may name.
     max_iterations, max_depth, max_calls, max_tokens, max_cost, max_output_tokens, timeout, max_consecutive_errors
     max_concurrency, max_concurrent_children, max_retries
-        Caps, see `RunSettings`; None means no cap where that is allowed.
+        Caps, see `RunSettings`; None means no cap where that is allowed. A `max_cost` that is passed is held: a model whose
+        price is not known is refused with it. The default of 2 dollars holds where prices are known.
     prices
         Model to (dollars per million input tokens, dollars per million output tokens).
     price_as
@@ -75,7 +83,7 @@ class RLM:
         max_depth: int = 1,
         max_calls: int = 1000,
         max_tokens: int | None = None,
-        max_cost: float | None = 2.0,
+        max_cost: float | None = DEFAULT_COST,
         max_output_tokens: int = 8192,
         prices: Mapping[str, tuple[float, float]] | None = None,
         price_as: str | None = None,
@@ -88,8 +96,12 @@ class RLM:
         show_pictures_to_model: bool = False,
         engine: Engine | None = None,
     ) -> None:
-        model = _Backend.read(backend, backend_kwargs or {})
-        place = _environment_arguments(environment, environment_kwargs or {})
+        model = _Backend.read(backend, _mapping("backend_kwargs", backend_kwargs, '{"model_name": "gpt-5-mini"}'))
+        place = _environment_arguments(
+            environment, _mapping("environment_kwargs", environment_kwargs, '{"image": "python:3.12-slim"}')
+        )
+        if isinstance(allowed_models, str):
+            raise SettingsError(f"allowed_models must be a list of names, such as [{allowed_models!r}], not one text")
         self._api_key = model.api_key
         self.settings = RunSettings(
             model=model.name,
@@ -104,6 +116,7 @@ class RLM:
             max_calls=max_calls,
             max_tokens=max_tokens,
             max_cost=max_cost,
+            cost_is_explicit=max_cost is not None and not isinstance(max_cost, DefaultCost),
             timeout=timeout,
             max_consecutive_errors=max_consecutive_errors,
             max_output_tokens=max_output_tokens,
@@ -120,6 +133,9 @@ class RLM:
         self._engine = engine or Engine()
         if engine is None:
             weakref.finalize(self, self._engine.close, wait=False).atexit = False  # at exit the engine closes itself
+
+    def __repr__(self) -> str:
+        return f"RLM({self.settings.model!r}, environment={self.settings.environment!r})"
 
     def start(self, prompt: Any, root_prompt: str | None = None) -> Run:
         """Start a run and give it back at once: `wait()` for it or `await` it, `stop()` it, look at `status` and `result`.
@@ -202,11 +218,16 @@ class _Backend:
     def read(cls, backend: str, arguments: Mapping[str, Any]) -> _Backend:
         known = (*PROVIDERS, "demo")
         if backend not in known:
-            raise SettingsError(f"no backend is named {backend!r}{did_you_mean(backend, known)}")
+            raise SettingsError(f"no backend is named {backend!r}{did_you_mean(str(backend), known)}")
         sampling = dict(arguments)
         name = sampling.pop("model_name", None) or ("demo" if backend == "demo" else "")
         if not name:
             raise SettingsError('no model chosen: pass backend_kwargs={"model_name": "gpt-5-mini"}, or backend="demo"')
+        for text in ("base_url", "api_key", "api_key_env"):
+            if not isinstance(sampling.get(text) or "", str):
+                raise SettingsError(f"backend_kwargs: {text} must be a text, not of type {type(sampling[text]).__name__}")
+        if not isinstance(name, str):
+            raise SettingsError(f'backend_kwargs: model_name must be a text, such as "gpt-5-mini", not {name!r}')
         if backend not in ("openai", "demo") and not name.startswith(f"{backend}/") and not sampling.get("base_url"):
             name = f"{backend}/{name}"
         read = cls(
@@ -218,6 +239,13 @@ class _Backend:
                     f"backend_kwargs: {reserved!r} is set by RLM (the model is model_name, the cap max_output_tokens)"
                 )
         return read
+
+
+def _mapping(name: str, value: Any, example: str) -> Mapping[str, Any]:
+    """Give an argument that is a dict, or the line that says how it is written."""
+    if value is not None and not isinstance(value, Mapping):
+        raise SettingsError(f"{name} must be a dict, such as {example}, not of type {type(value).__name__}")
+    return value or {}
 
 
 def _environment_arguments(environment: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import html
 import os
 import queue
 import secrets
@@ -170,7 +171,11 @@ class Run:
 
         with self._lock:
             so_far = list(self.trace.events)
-        return bundle(Trace.from_events(so_far))
+        shown = bundle(Trace.from_events(so_far))  # which alone cannot tell a run that goes on from one whose end is missing
+        return {
+            "text/html": f"<div>{html.escape(repr(self))}</div>{shown['text/html']}",
+            "text/plain": f"{self!r}\n\n{shown['text/plain']}",
+        }
 
     def feed(self) -> Feed:
         """Give an iterator over the run's events, from its first on to its end."""
@@ -201,6 +206,10 @@ class Run:
         try:
             self.begin()
             return self.future.result(timeout)
+        except TimeoutError:
+            if timeout is None:
+                raise
+            raise TimeoutError(f"{self.id} has not ended within {timeout:g} s and goes on; .stop() stops it") from None
         except KeyboardInterrupt:
             raise self.interrupted() from None
 
@@ -448,6 +457,8 @@ def make(
 
     `progress` is told how far the preparing of a large context is, `told` what is made ready for the environment.
     """
+    if question is not None and not isinstance(question, str):
+        raise SettingsError(f"root_prompt is the question, a text, not of type {type(question).__name__}")
     if question is not None and not question.strip():
         raise SettingsError("the question is empty")
     context = prepare(prompt, progress=progress)

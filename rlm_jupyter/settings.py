@@ -7,6 +7,7 @@ setting: only the *name* of the variable that holds it.
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import difflib
 import json
@@ -14,6 +15,7 @@ import keyword
 import math
 import re
 import reprlib
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -45,6 +47,8 @@ FILES_COUNT_CAP = 1000
 """How many of them."""
 PICTURE_CAP = 8 * MIB
 """One picture."""
+RETRIES_CAP = 100
+"""Further attempts after a failed request."""
 
 ENVIRONMENTS: Mapping[str, str] = {
     "local": "not isolated: the code runs with your own rights on this machine",
@@ -69,6 +73,18 @@ PRICES_ARE = 'give them as {"gpt-5-mini": (0.25, 2.0)}, dollars per million toke
 PRICE_CAP = 100_000
 """Dollars per million tokens, likewise."""
 
+_TEXTS = (
+    "model",
+    "sub_model",
+    "base_url",
+    "api_key_env",
+    "environment",
+    "kernel",
+    "docker_network",
+    "gpus",
+    "price_as",
+    "setup_code",
+)
 Price = tuple[float, float]
 """Dollars per million input tokens, dollars per million output tokens."""
 
@@ -168,6 +184,7 @@ class RunSettings:
     objects: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._check_texts()
         if not self.model:
             raise SettingsError(
                 "no model chosen: add --model gpt-5-mini (or --model demo, which needs no key), "
@@ -192,12 +209,22 @@ class RunSettings:
                 _check_positive(name, getattr(self, name), whole=name in ("max_tokens", "max_consecutive_errors"))
         self._check_prices()
         self._check_place()
-        if isinstance(self.max_retries, bool) or not isinstance(self.max_retries, int) or self.max_retries < 0:
-            raise SettingsError(f"max_retries must be a whole number, 0 or more, not {self.max_retries!r}")
+        if type(self.max_retries) is not int or not 0 <= self.max_retries <= RETRIES_CAP:
+            raise SettingsError(f"max_retries must be a whole number from 0 to {RETRIES_CAP}, not {self.max_retries!r}")
         if self.show_pictures and self.model == "demo":
             raise SettingsError("--show-pictures-to-model: demo sees no pictures; choose a model that does, or leave it out")
         if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
             raise SettingsError(f"--base-url must begin with http:// or https://, not {self.base_url!r}")
+
+    def _check_texts(self) -> None:
+        """Refuse a name that is no text: it would fail where nobody can tell any more what was passed."""
+        for name in _TEXTS:
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise SettingsError(f"{name} must be a text, not {_shown(value)}")
+        for model in self.allowed_models:
+            if not isinstance(model, str) or not model:
+                raise SettingsError(f'allowed_models must be names of models, such as ["gpt-5-mini"], not {_shown(model)}')
 
     def _check_prices(self) -> None:
         if not isinstance(self.prices, Mapping):
@@ -327,9 +354,21 @@ def _shown(value: Any) -> str:
 
 
 def check_variable_name(name: str, reserved: Iterable[str] = ()) -> str:
-    """Give `name` back if it may be written to the user's namespace; else a `SettingsError` that says what to type."""
+    """Give `name`, as Python reads it, if it may be written to the user's namespace, else raise a `SettingsError`."""
+    name = variable_name(name)
     if not name.isidentifier() or keyword.iskeyword(name):
-        raise SettingsError(f"--out {name}: not a variable name; type a plain identifier, such as --out answer")
+        raise SettingsError(f"--out {name or repr(name)}: not a variable name; type a plain identifier, such as --out answer")
     if name in reserved or (name.startswith("_") and (name.endswith("__") or name.strip("_iho0123456789") == "")):
-        raise SettingsError(f"--out {name}: this name belongs to IPython; choose another, such as --out answer")
+        owner = "Python" if getattr(getattr(builtins, name, None), "__module__", "") == "builtins" else "IPython"
+        raise SettingsError(f"--out {name}: this name belongs to {owner}; choose another, such as --out answer")
     return name
+
+
+def variable_name(name: str) -> str:
+    """Give a name as Python reads it in code: letters that are written in two ways (NFKC) name one variable."""
+    return unicodedata.normalize("NFKC", name)
+
+
+def many(number: int, noun: str) -> str:
+    """Give `1 file`, `2 files`, `1,234 files`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

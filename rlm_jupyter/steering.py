@@ -34,14 +34,14 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 }
 """Each sub-command, with the words that it takes and what it does."""
 
-TAKES: Mapping[str, int] = {"status": 0, "list": 0, "show": 1, "attach": 1, "stop": 1, "purge": 0}
-"""How many words they take at most, of those that do not look themselves."""
+MOST_WORDS: Mapping[str, int] = {"status": 0, "list": 0, "show": 1, "attach": 1, "stop": 1, "purge": 0}
+"""How many words the sub-commands take that take only so many; the others read theirs themselves."""
 
-HELP = (
-    "\n\n::\n\n"
-    + "".join(f"  {f'%rlm {name} {takes}'.rstrip():<26}{does}\n" for name, (takes, does) in COMMANDS.items())
-    + "\nTo ask a question, write it in a cell that begins with %%rlm; %%rlm? tells how.\n"
+OVERVIEW = (
+    "".join(f"  {f'%rlm {name} {takes}'.rstrip():<27}{does}\n" for name, (takes, does) in COMMANDS.items())
+    + "\nTo ask a question, write it in a cell that begins with %%rlm; %%rlm? tells how."
 )
+HELP = f"\n\n::\n\n{OVERVIEW}\n"
 
 
 class Steering:
@@ -72,18 +72,19 @@ class Steering:
             words = shlex.split(line)
         except ValueError as error:
             raise UsageError(f"cannot read the words after %rlm: {error}") from None
-        if not words:
-            names = " | ".join(f"{name} {takes}".rstrip() for name, (takes, _) in COMMANDS.items())
-            print(f"%rlm {names};  %%rlm? tells how to ask a question")
+        if not words or words[0] in ("help", "--help", "-h"):
+            print(OVERVIEW)
             return
-        if words[0] not in COMMANDS:
+        command, *rest = words
+        if command not in COMMANDS:
             from rlm_jupyter.settings import did_you_mean
 
-            raise UsageError(f"%rlm has no command {words[0]!r}{did_you_mean(words[0], COMMANDS)}")
-        if len(words) - 1 > TAKES.get(words[0], len(words)):
-            takes = COMMANDS[words[0]][0]
-            raise UsageError(f"%rlm {words[0]} takes {f'no more than one word, {takes}' if takes else 'no more words'}: {line}")
-        getattr(self, f"_{words[0]}")(words[1:])
+            raise UsageError(f"%rlm has no command {command!r}{did_you_mean(command, COMMANDS)}")
+        if len(rest) > MOST_WORDS.get(command, len(rest)):
+            takes, does = COMMANDS[command]
+            told = f"no more than one word, {takes}" if takes else "no more words"
+            raise UsageError(f"what is {rest[MOST_WORDS[command]]!r}? %rlm {command} takes {told}: {does}")
+        getattr(self, f"_{command}")(rest)
 
     def _status(self, words: Sequence[str]) -> None:
         running = [run for run in self._runs.values() if run.status == "running"]
@@ -112,6 +113,8 @@ class Steering:
         if not words and not self._runs:
             raise UsageError("no run in this session yet; %rlm show ID shows one from its trace file")
         trace, run = self._trace(words[0] if words else list(self._runs)[-1], "shown")
+        if run is not None and run.status == "running":
+            print(f"{run.id} is running; this is how it stood just now. %rlm attach {run.id} shows it live")
         value = run.future.result().value if run is not None and run.future.done() else None
         view = open_view(self._defaults()["view"])
         view.start(trace)
@@ -136,11 +139,10 @@ class Steering:
         """Give what there is of a run, by its id: of this session, else from its trace file."""
         from rlm_jupyter.trace_file import salvage, trace_folder
 
-        if name in self._runs:
-            return self._runs[name].trace, self._runs[name]
         path = trace_folder() / f"{os.path.basename(name)}.jsonl"
-        if not path.is_file():
-            self._named(name)
+        if name in self._runs or not os.path.isfile(path):
+            run = self._named(name)
+            return run.trace, run
         try:
             return salvage(path), None
         except ValueError as error:
@@ -157,8 +159,13 @@ class Steering:
 
     def _attach(self, words: Sequence[str]) -> None:
         from rlm_jupyter.background import attach
+        from rlm_jupyter.widgets.view import choose_view
 
-        attach(self._running(words, "attach"), self._defaults()["view"], self._defaults()["format"])
+        run, view = self._running(words, "attach"), self._defaults()["view"]
+        if choose_view(view) in ("text", "none"):
+            print(f"{run.id} is running; only a notebook shows it live. Type %rlm show {run.id}, or .wait() for it")
+        else:
+            attach(run, view, self._defaults()["format"])
 
     def _stop(self, words: Sequence[str]) -> None:
         from rlm_jupyter.run import STOP_WITHIN
@@ -189,6 +196,9 @@ class Steering:
 
     def _named(self, name: str) -> Run:
         if name not in self._runs:
+            ends = [run for known, run in self._runs.items() if name and known.rpartition("-")[2] == name]
+            if len(ends) == 1:
+                return ends[0]
             close = difflib.get_close_matches(name, self._runs, n=1)
             hint = f"did you mean {close[0]}?" if close else "%rlm list shows those of this session"
             raise UsageError(f"no run has the id {name or repr(name)}; {hint}")
@@ -209,6 +219,7 @@ class Steering:
         from rlm_jupyter.doctor import examine, render, to_json
 
         if words not in ([], ["--json"]):
-            raise UsageError(f"%rlm doctor has no option {words[0]}; there is --json")
+            odd = next((word for word in words if word != "--json"), words[-1])
+            raise UsageError(f"%rlm doctor has no option {odd}; there is --json, once")
         findings = examine(dict(self._defaults()), self._shell)
         print(to_json(findings) if words else render(findings))

@@ -271,7 +271,8 @@ def test_a_run_under_way_shows_itself(tmp_path: Path) -> None:
         server.wait_for(2)
         shown = run._repr_mimebundle_()
         assert "seen it" in Page(shown["text/html"]).text
-        assert "has not ended" in shown["text/plain"]
+        assert shown["text/plain"].startswith(f"Run({run.id!r}): running; .status, .wait(), await, .stop()")
+        assert f"Run({run.id!r}): running" in Page(shown["text/html"]).text
         server.release()
         result = run.wait()
         assert run._repr_mimebundle_() == result._repr_mimebundle_()

@@ -149,7 +149,12 @@ def test_stop_ends_the_run_that_is_meant_and_says_what_cannot_be_stopped(shell: 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             assert sorted(shell.complete("%rlm stop ")) == sorted([first.id, second.id])
-        told = shell.run(f"%rlm stop {first.id}")
+        shown = shell.run(f"%rlm show {second.id}").output
+        assert shown.startswith(
+            f"{second.id} is running; this is how it stood just now. %rlm attach {second.id} shows it live\n"
+        )
+        assert "only a notebook shows it live. Type %rlm show" in shell.run(f"%rlm attach {second.id}").output
+        told = shell.run(f"%rlm stop {first.id[-6:]}")  # the last part of an id names a run, too
         assert told.error is None
         assert f"Stopped: {first.id}; 1 iteration, 2 requests, ~" in told.output
         assert first.result is not None

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import email.utils
 import json
+import socket
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
@@ -24,7 +25,7 @@ from rlm_jupyter.events import Usage
 from rlm_jupyter.lm.client import Completion, Message, OpenAILM
 from rlm_jupyter.lm.completion import StreamedReply, WholeReply
 from rlm_jupyter.lm.connection import Connection
-from rlm_jupyter.lm.failures import Failure, ParameterRefused, Told, one_line, redact, retry_after
+from rlm_jupyter.lm.failures import Failure, ParameterRefused, Spent, Told, one_line, redact, retry_after
 from rlm_jupyter.testing import Reply, Request, ScriptedServer
 
 pytestmark = pytest.mark.anyio
@@ -330,6 +331,20 @@ async def test_a_dropped_connection_and_a_refused_one_are_told_apart() -> None:
     async with open_client(url) as lm:
         with pytest.raises(LMUnavailable, match=r"no server listens at 127\.0\.0\.1:\d+"):
             await ask(lm)
+
+
+async def test_an_address_without_a_server_is_told_and_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*arguments: object, **more: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    async with open_client("http://no-such-host.invalid:8000/v1") as lm:
+        with pytest.raises(LMUnavailable) as caught:
+            await ask(lm)
+    assert str(caught.value) == (
+        "no server was found at no-such-host.invalid:8000 (Name or service not known): check its address"
+    )
+    assert not isinstance(caught.value.__cause__, Spent)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -323,7 +323,7 @@ def test_a_folder_and_a_glob_are_dicts_of_relative_paths(tmp_path: Path) -> None
     os.mkfifo(tmp_path / "in" / "pipe")
     read = read_path(str(tmp_path / "in"))
     assert read.value == {"a.txt": "one", "sub/b.md": "two\r\n"}
-    assert "1 files that hold no text were not read: c.png (9 bytes)" in prepare(read).description
+    assert "1 file that holds no text was not read: c.png (9 bytes)" in prepare(read).description
     assert "texts of 2 files" in prepare(read).description
     assert read_path(str(tmp_path / "in" / "**" / "*.md")).value == {"sub/b.md": "two\r\n"}
 
@@ -354,7 +354,7 @@ def test_a_folder_without_text_and_missing_things_are_refused(tmp_path: Path) ->
     with pytest.raises(SettingsError, match=r"no readable text in it \(no files\)"):
         read_path(str(tmp_path))
     (tmp_path / "x.bin").write_bytes(b"\x00")
-    with pytest.raises(SettingsError, match=r"no readable text in it \(1 files, none of them text\)"):
+    with pytest.raises(SettingsError, match=r"no readable text in it \(1 file, none of them text\)"):
         read_path(str(tmp_path))
     with pytest.raises(SettingsError, match="no such file"):
         read_path(str(tmp_path / "none.txt"))

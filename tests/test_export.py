@@ -139,6 +139,11 @@ def test_what_cannot_be_exported_is_one_line_and_writes_nothing(shell: Shell, tm
         (f"kept {tmp_path}/folder.html", "that is a folder"),
         (f"kept {tmp_path}/link.html --force", "that is a link"),
         (f"bad {tmp_path}/x.html", "bad.jsonl cannot be exported"),
+        ("kept ''", "'': the name of the file must end in .html"),
+        (f"kept {tmp_path}/a\0b.html", "a\\x00b.html': the name of the file must end in .html"),
+        (f"kept {tmp_path}/{'n' * 300}.html", "cannot be written: File name too long"),
+        (f"kept {tmp_path}/{'n' * 300}.html --force", "cannot be written: File name too long"),
+        (f"kept {tmp_path}/folder.html/{'n' * 300}/x.html", "there is no folder"),
         ("kept 'x.html", "cannot read the words"),
     ):
         ran = shell.run(f"%rlm export {line}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,6 +80,46 @@ BAD = [
     ("%%rlm --model groq/x --context docs\nWho?", "GROQ_API_KEY is not set"),
     ("%%rlm --model groq/ --context docs\nWho?", "the name of the model is missing after groq/"),
     ("%%rlm --model demo --price-as nobody --context docs\nWho?", "--price-as nobody: no price is known"),
+    ("%%rlm --model demo --context docs --max-calls ten\nWho?", "--max-calls must be a whole number, such as 100, not 'ten'"),
+    ("%%rlm --model demo --context docs --max-calls none\nWho?", "--max-calls must be a whole number, such as 100, not 'none'"),
+    ("%%rlm --model demo --context docs --timeout 5m\nWho?", "--timeout must be a number, such as 2.5, not '5m'"),
+    ("%%rlm --model demo --context docs --max-cost $2\nWho?", "--max-cost must be a number, such as 2.5, not '$2'"),
+    ("%%rlm --model demo --context docs --view lve\nWho?", "--view lve: there is no such view; did you mean live?"),
+    ("%%rlm --model demo --context docs --format html\nWho?", "--format html: there is no such format; known: markdown, text"),
+    ("%%rlm --model demo --context docs --out\nWho?", "--out needs a value: type --out NAME"),
+    ("%%rlm --model demo --context --out a\nWho?", "--context needs a value: type --context NAME"),
+    ("%%rlm --model demo --view\nWho?", "--view needs a value: type --view auto or live or html or text or none"),
+    ("%%rlm --model demo --no-trace=1\nWho?", "--no-trace takes no value"),
+    ("%%rlm --model demo --out a --out b\nWho?", "--out is there 2 times: type it once"),
+    ("%%rlm --model demo -o a --out=b\nWho?", "--out is there 2 times: type it once"),
+    ("%%rlm --model demo --help\nWho?", "%%rlm? in a cell of its own lists every option"),
+    ("%%rlm -h\nWho?", "%%rlm? in a cell of its own lists every option"),
+    ("%%rlm --model demo --context ./it's.txt\nWho?", "No closing quotation; close the quote, or write a backslash"),
+    ("%%rlm --model demo --context docs --save-files /dev/null\nWho?", "--save-files /dev/null: that is a file; name a folder"),
+    ("%%rlm --model demo --context docs --save-files ''\nWho?", "--save-files needs the name of a folder, such as ./made"),
+    ("%%rlm --model demo --context https://example.org/x.txt\nWho?", "no such file; an address is not read: download what is"),
+    ("%%rlm --model m --base-url http://me:word@localhost:1/v1 --context docs\nWho?", "--base-url holds a user or a password"),
+    ("%%rlm --model m --base-url http://localhost:1 --api-key-env sk-abcdefgh --context docs\nWho?", "not the key itself"),
+    ("%rlm doctor --json all", "%rlm doctor has no option all"),
+    ("%rlm doctor --json --json", "there is --json, once"),
+    ("%rlm purge 20250101-120000-abcdef", "what is '20250101-120000-abcdef'? %rlm purge takes no more words: delete"),
+    ("%rlm list all", "what is 'all'? %rlm list takes no more words"),
+    ("%rlm status now", "what is 'now'?"),
+    ("%rlm show a b", "what is 'b'? %rlm show takes no more than one word, [id]"),
+    ("%rlm stop a b", "what is 'b'? %rlm stop takes no more than one word, [id]"),
+    ("%rlm attach a b", "what is 'b'? %rlm attach takes no more than one word, [id]"),
+    ("%rlm show ''", "no run has the id ''"),
+    ("%rlm show ../../etc/passwd", "no run has the id ../../etc/passwd"),
+    ("%%rlm --model demo --context docs[0]\nWho?", "--context docs[0]: no file matches; neither a variable nor a path; to ask"),
+    ("%%rlm --model demo --context docs+docs\nWho?", "--context docs+docs: no such file; neither a variable nor a path"),
+    ("%%rlm --model demo --context ''\nWho?", "--context is empty: name a variable of the notebook, a text file"),
+    ("%%rlm --model demo --context ' '\nWho?", "--context is empty"),
+    (
+        f"%%rlm --model demo --context '{'a long text ' * 100}'\nWho?",
+        "...: neither a variable nor a path; to ask about a value",
+    ),
+    ("%%rlm --model demo --context 'a\0b'\nWho?", "--context 'a\\x00b': neither a variable nor a path"),
+    ("%%rlm --model demo --context docs --out ''\nWho?", "--out '': not a variable name"),
     ("%rlm show", "no run in this session yet"),
     ("%rlm show nope", "no run has the id nope"),
     ("%rlm stop", "no run is running"),
@@ -99,6 +140,7 @@ def test_bad_input_is_one_clear_line_before_anything_is_started(shell: Shell, ce
     assert isinstance(ran.error, UsageError)
     assert told in str(ran.error)
     assert ran.output.strip().count("\n") == 0
+    assert not re.search("sk-abcdefgh|me:word", ran.output)
     assert ran.output.startswith("UsageError: ")
     assert {process.pid for process in psutil.Process().children(recursive=True)} <= before
     assert set(shell.namespace) == names
@@ -127,7 +169,12 @@ def test_a_key_with_a_line_end_is_refused(shell: Shell, monkeypatch: pytest.Monk
         ("%%rlm --model ollam", ["ollama/"]),
         ("%%rlm --price-as gpt-5-m", ["gpt-5-mini"]),
         ("%rlm ", ["attach", "doctor", "export", "list", "panel", "purge", "sandboxes", "show", "status", "stop"]),
+        ("%%rlm --env=d", ["docker"]),
+        ("%%rlm --context=", ["docs", "held", "number", "report", "setup"]),
+        ("%%rlm --context docs --con", ["--context"]),
+        ("%%rlm -o kept --forma", ["--format"]),
         ("%rlm doctor ", ["--json"]),
+        ("%rlm export 20250101-120000-abcdef page.html --f", ["--force"]),
         ("%rlm s", ["sandboxes", "show", "status", "stop"]),
     ],
 )
@@ -161,10 +208,26 @@ def test_completion_of_a_providers_models_is_what_the_table_of_prices_knows(shel
     assert all(price_of(name, {}) is not None for name in offered)
 
 
+def test_completion_of_paths_offers_what_the_folder_holds(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "texts" / "deep").mkdir(parents=True)
+    for name in ("one.txt", "other.txt", ".hidden"):
+        (tmp_path / "texts" / name).touch()
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert shell.complete("%%rlm --context texts/") == ["texts/deep/", "texts/one.txt", "texts/other.txt"]
+        assert shell.complete("%%rlm --context=./texts/on") == ["./texts/one.txt"]
+        assert shell.complete("%%rlm --save-files te") == ["texts/"]
+        assert shell.complete("%%rlm --save-files texts/") == ["texts/deep/"]
+
+
 def test_completion_offers_an_option_once_and_leaves_other_cells_alone(shell: Shell) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert "--model" not in shell.complete("%%rlm --model demo --")
+        assert "--out" not in shell.complete("%%rlm -o kept --")
         assert "docs" in shell.complete("doc")
 
 
@@ -185,6 +248,16 @@ def test_defaults_come_from_traits_and_environment_variables(monkeypatch: pytest
         assert "77" in status
         shell.run("%config RLMMagics.max_calls = 5")
         assert " 5" in shell.run("%rlm status").output
+
+
+def test_a_question_is_taken_as_it_is_but_for_names_in_two_braces(shell: Shell) -> None:
+    shell.run("größe, Äpfel, x = 5, 'three', 'no'")
+    body = "{x} $x ${x} {1/0} %s \\n {{x.y}} {{ 1 }} {} {{}} `x` !ls ?x %x @x 😀\u200b\t"
+    ran = shell.run(
+        f"%%rlm --model demo --context docs --out r\u0301 --view none\n{body}|{{{{größe}}}}|{{{{ A\u0308pfel }}}}|{{{{{{x}}}}}}"
+    )
+    assert ran.error is None
+    assert shell.namespace["\u0155"].trace.question == f"{body}|5|three|{{no}}"  # names are those that Python reads
 
 
 def test_none_takes_a_cap_away(shell: Shell) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from rlm_jupyter import RLM, LimitReached, LMError, RLMError, RunStopped, SettingsError
+from rlm_jupyter import RLM, LimitReached, LMError, RLMError, RunSettings, RunStopped, SettingsError
 from rlm_jupyter.engine import Engine
 from rlm_jupyter.run import Run
 from rlm_jupyter.testing import Reply, Request, ScriptedServer
@@ -512,11 +513,47 @@ def test_the_newest_and_older_servers_both_work(engine: Engine) -> None:
         ({"environment_kwargs": {"lm_handler_address": "x"}}, "set by RLM"),
         ({"backend_kwargs": {"model_name": "m", "max_tokens": 3}}, "max_output_tokens"),
         ({"max_calls": 0}, "max-calls"),
+        ({"max_cost": 2.0}, "--max-cost 2.0 cannot hold: no price is known for m; give it with prices={'m': (dollars"),
+        ({"backend_kwargs": {"model_name": "gpt-5-mini", "api_key": "k" * 20}, "sub_model": "mine", "max_cost": 1}, "for mine"),
+        ({"backend": None}, "no backend is named None; known: anthropic"),
+        (
+            {"backend_kwargs": "gpt-5-mini"},
+            'backend_kwargs must be a dict, such as {"model_name": "gpt-5-mini"}, not of type str',
+        ),
+        ({"backend_kwargs": {"model_name": 5}}, 'model_name must be a text, such as "gpt-5-mini", not 5'),
+        ({"backend_kwargs": {"model_name": "m", "api_key": 12345}}, "api_key must be a text, not of type int"),
+        ({"backend_kwargs": {"model_name": "m", "base_url": 5}}, "base_url must be a text, not of type int"),
+        ({"environment_kwargs": ["image"]}, "environment_kwargs must be a dict"),
+        ({"allowed_models": "gpt-5"}, "allowed_models must be a list of names, such as ['gpt-5'], not one text"),
+        ({"prices": 5}, "prices must be a dict"),
+        ({"timeout": None}, "--timeout must be a number above 0, not None"),
     ],
 )
 def test_bad_arguments_are_refused_at_construction(arguments: dict[str, Any], told: str) -> None:
-    with pytest.raises(SettingsError, match=told):
+    with pytest.raises(SettingsError, match=re.escape(told)) as error:
         RLM(**{"backend_kwargs": {"model_name": "m", "base_url": "http://localhost:1/v1"}, **arguments})
+    assert "\n" not in str(error.value)
+    assert "12345" not in str(error.value)
+
+
+def test_a_cap_on_dollars_that_nobody_asked_for_is_held_where_prices_are_known() -> None:
+    here = {"model_name": "m", "base_url": "http://localhost:1/v1"}
+    for arguments, cap, asked in (
+        ({}, 2.0, False),
+        ({"max_cost": None}, None, False),
+        ({"price_as": "gpt-5-mini"}, 2.0, False),
+    ):
+        settings = RLM(backend_kwargs=here, **arguments).settings
+        assert (settings.max_cost, settings.cost_is_explicit) == (cap, asked)
+        assert RunSettings.from_json(settings.to_json()) == settings
+    assert RLM(backend_kwargs=here, price_as="gpt-5-mini", max_cost=2.0).settings.cost_is_explicit
+
+
+def test_a_question_that_is_no_text_is_refused_before_anything_is_started(engine: Engine) -> None:
+    with RLM(backend="demo", engine=engine) as rlm:
+        for question, told in ((5, "root_prompt is the question, a text, not of type int"), (" \n", "the question is empty")):
+            with pytest.raises(SettingsError, match=told):
+                rlm.start("context", root_prompt=question)  # type: ignore[arg-type]
 
 
 def test_code_may_name_only_the_runs_models(engine: Engine) -> None:

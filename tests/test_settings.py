@@ -74,6 +74,13 @@ def test_an_unknown_setting_is_refused_with_a_suggestion() -> None:
         ({"prices": {"m": ("1", "2")}}, "prices: that of m"),
         ({"prices": {"m": (1.0, 2e6)}}, "prices: that of m"),
         ({"base_url": "localhost:8000"}, "--base-url must begin with http"),
+        ({"model": 5}, "model must be a text, not 5"),
+        ({"sub_model": ["m"]}, "sub_model must be a text, not ['m']"),
+        ({"setup_code": b"import json"}, "setup_code must be a text, not b'import json'"),
+        ({"kernel": 3}, "kernel must be a text, not 3"),
+        ({"allowed_models": ("m", 3)}, 'allowed_models must be names of models, such as ["gpt-5-mini"], not 3'),
+        ({"max_retries": 101}, "max_retries must be a whole number from 0 to 100, not 101"),
+        ({"max_retries": True}, "max_retries must be a whole number from 0 to 100, not True"),
     ],
 )
 def test_bad_settings_are_one_line_that_names_the_option(fields: dict[str, Any], told: str) -> None:
@@ -94,6 +101,20 @@ def test_plain_names_may_be_written(name: str) -> None:
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(SettingsError, match="--out"):
         check_variable_name(name, {"In", "Out", "_oh"})
+
+
+def test_a_name_is_taken_as_python_reads_it() -> None:
+    assert check_variable_name("re\u0301sume\u0301") == "r\xe9sum\xe9"
+    assert check_variable_name("\ufb01t") == "fit"
+    with pytest.raises(SettingsError, match="not a variable name"):
+        check_variable_name("\uff43lass")  # reads as `class`
+
+
+def test_the_owner_of_a_name_is_told() -> None:
+    with pytest.raises(SettingsError, match="--out print: this name belongs to Python; choose another"):
+        check_variable_name("print", {"print", "In"})
+    with pytest.raises(SettingsError, match="--out In: this name belongs to IPython"):
+        check_variable_name("In", {"print", "In"})
 
 
 def test_suggestions_list_what_is_known_where_nothing_is_close() -> None:

@@ -85,7 +85,7 @@ MAY_IMPORT = {
     "background": {"run", "trace", "widgets"},
     "steering": GROUND | {"background", "doctor", "run", "sandboxes", "trace", "trace_file", "widgets"},
     "panels": GROUND | {"completion", "lm.table", "run", "widgets"},
-    "options": set(),
+    "options": {"settings"},
     "reading": GROUND | {"contexts", "options"},
     "asked": GROUND | {"background", "result", "run", "trace", "widgets"},
     "magics": GROUND | {"asked", "completion", "engine", "options", "panels", "reading", "run", "steering"},

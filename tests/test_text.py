@@ -152,6 +152,7 @@ def test_a_terminal_that_is_dumb_gets_plain_lines(monkeypatch: pytest.MonkeyPatc
 def test_what_an_encoding_lacks_is_written_out() -> None:
     shown = watch(Ascii(), Script().ask("naïve · 漢").end(status="unmarked", answer="naïve 漢").events)
     assert "na\\xefve \\u6f22" in shown
+    assert "Answered in prose - 1 iteration - " in shown  # the dots between figures are ours
 
 
 def test_output_is_capped_and_says_so() -> None:

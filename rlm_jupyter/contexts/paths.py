@@ -6,7 +6,9 @@ Files that hold no text are listed and not read; what is known to hold something
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import glob
 import os
 import stat
@@ -14,11 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rlm_jupyter.errors import SettingsError
-from rlm_jupyter.settings import CONTEXT_CAP
+from rlm_jupyter.settings import CONTEXT_CAP, many
 
 FILES_CAP = 200_000
 LISTED = 20
 _SNIFF = 8192
+NEITHER = "neither a variable nor a path; to ask about a value, assign it to a variable in a cell above and name that"
 
 _CONVERSIONS = {
     ".pdf": (
@@ -55,13 +58,37 @@ class Read:
 
 def read_path(path: str) -> Read:
     """Read a text file, a folder or a glob; a `SettingsError` says what to type where there is no text."""
-    given = Path(path).expanduser()
+    given = _given(path)
     if given.is_dir():
         return _read_files(path, given, sorted(_walk(given)))
     if glob.has_magic(path) and not os.path.lexists(given):
         return _read_glob(path, str(given))
     text = read_text_file(path)
     return Read(text, f"It is the text of the file {given.name}.")
+
+
+def _given(path: str) -> Path:
+    """Give the path that somebody typed, or the line that says what else it is."""
+    if not path.strip():
+        raise SettingsError("--context is empty: name a variable of the notebook, a text file, a folder or a glob")
+    given = Path(path).expanduser()
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+        try:
+            given.lstat()
+        except ValueError:
+            raise SettingsError(f"--context {path[:60]!a}: {NEITHER}") from None
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise SettingsError(f"--context {path[:60]}...: {NEITHER}") from None
+            raise
+    return given
+
+
+def _hint(path: str) -> str:
+    """Tell what else may have been meant by a path that is none."""
+    if "://" in path:
+        return "an address is not read: download what is there, and name the file or the variable"
+    return NEITHER if set(path) & set("()[]{}$+= ") else "a variable of the notebook is named without quotes or slashes"
 
 
 def read_text_file(path: str) -> str:
@@ -75,9 +102,7 @@ def read_text_file(path: str) -> str:
             raise SettingsError(f"--context {path}: {status.st_size:,} bytes is above the cap of {CONTEXT_CAP:,}")
         data = file.read_bytes()
     except FileNotFoundError:
-        raise SettingsError(
-            f"--context {path}: no such file; a variable of the notebook is named without quotes or slashes"
-        ) from None
+        raise SettingsError(f"--context {path}: no such file; {_hint(path)}") from None
     except OSError as error:
         raise SettingsError(f"--context {path}: cannot be read ({error.strerror})") from None
     if conversion := _conversion(str(file), data[:8]):
@@ -133,7 +158,7 @@ def _read_glob(path: str, pattern: str) -> Read:
     fixed = Path(*parts[: next(n for n, part in enumerate(parts) if glob.has_magic(part))])
     found = sorted(Path(name) for name in glob.iglob(pattern, recursive=True) if not os.path.isdir(name))
     if not found:
-        raise SettingsError(f"--context {path}: no file matches")
+        raise SettingsError(f"--context {path}: no file matches" + (f"; {NEITHER}" if _hint(path) == NEITHER else ""))
     return _read_files(path, fixed, found)
 
 
@@ -161,7 +186,7 @@ def _read_files(path: str, folder: Path, files: list[Path]) -> Read:
         else:
             texts[name] = text
     if not texts:
-        held = f"{len(others):,} files, none of them text" if others else "no files"
+        held = f"{many(len(others), 'file')}, none of them text" if others else "no files"
         raise SettingsError(f"--context {path}: no readable text in it ({held}); name a folder or a glob of text files")
     return Read(texts, _note(folder, texts, others))
 
@@ -175,9 +200,13 @@ def _read_if_text(file: Path) -> str | None:
 
 
 def _note(folder: Path, texts: dict[str, str], others: list[tuple[str, int]]) -> str:
-    note = f"Its keys are paths in the folder {folder.name or '.'}, its values the texts of {len(texts):,} files."
+    note = f"Its keys are paths in the folder {folder.name or '.'}, its values the texts of {many(len(texts), 'file')}."
     if others:
         listed = ", ".join(f"{name[:100]} ({size:,} bytes)" for name, size in others[:LISTED])
         more = ", ..." if len(others) > LISTED else ""
-        note += f" {len(others):,} files that hold no text were not read: {listed}{more}."
+        note += (
+            f" {len(others):,} files that hold no text were not read: {listed}{more}."
+            if len(others) > 1
+            else f" 1 file that holds no text was not read: {listed}."
+        )
     return note

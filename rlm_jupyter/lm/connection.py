@@ -6,6 +6,7 @@ What the environment says about proxies and certificates is honoured, and bypass
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
@@ -206,6 +207,10 @@ class Connection:
         if isinstance(inner, ConnectionRefusedError) or "refused" in str(inner):
             hint = f"; {self.dialect.not_running}" if self.dialect.not_running else ""
             return LMUnavailable(f"no server listens at {self.where} (connection refused){hint}")
+        if isinstance(inner, socket.gaierror):
+            return LMUnavailable(
+                one_line(f"no server was found at {self.where} ({inner.strerror}): check its address", self.key)
+            )
         if isinstance(inner, ssl.SSLError):
             mend = "set SSL_CERT_FILE to the file with your proxy's certificates, if that is what stands between"
             return LMRefused(one_line(f"the certificate of {self.where} was not accepted ({inner}); {mend}", self.key))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
+import re
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -108,7 +109,12 @@ def check_models(settings: RunSettings, *, api_key: str | None = None) -> None:
 
     Fast, without a network; the openai package is not imported. `api_key` is one that Python code gave for the run's model.
     """
-    if settings.api_key_env is not None and looks_like_a_key(settings.api_key_env):
+    if settings.base_url is not None and "@" in settings.base_url.partition("://")[2].partition("/")[0]:
+        raise SettingsError(
+            "--base-url holds a user or a password: leave them out, and name the key's variable with --api-key-env"
+        )
+    name = settings.api_key_env
+    if name is not None and (looks_like_a_key(name) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)):
         raise SettingsError("--api-key-env takes the name of a variable, such as OPENAI_API_KEY, not the key itself")
     if settings.price_as is not None and price_of(settings.price_as, settings.prices) is None:
         raise SettingsError(f"--price-as {settings.price_as}: no price is known for it; name a model such as gpt-5-mini")

@@ -77,13 +77,13 @@ def render(trace: Trace) -> str:
 def save(trace: Trace, name: str, force: bool = False) -> Path:
     """Write the file for a run. A ValueError says in one line why a file of that name is not written."""
     path = Path(name).expanduser()
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"{name}: the name of the file must end in .html")
-    if not path.parent.is_dir():
+    if path.suffix.lower() not in (".html", ".htm") or "\0" in name:
+        raise ValueError(f"{name if name.isprintable() and name else ascii(name)}: the name of the file must end in .html")
+    if not os.path.isdir(path.parent):
         raise ValueError(f"{name}: there is no folder {path.parent}")
-    if path.is_dir() or path.is_symlink():
-        raise ValueError(f"{name}: that is a {'link' if path.is_symlink() else 'folder'}; choose another name")
-    if path.exists() and not force:
+    if os.path.isdir(path) or os.path.islink(path):
+        raise ValueError(f"{name}: that is a {'link' if os.path.islink(path) else 'folder'}; choose another name")
+    if os.path.exists(path) and not force:
         raise ValueError(f"{name} exists; --force writes over it")
     try:
         _write(path, render(trace), force)

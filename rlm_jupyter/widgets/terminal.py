@@ -22,6 +22,8 @@ from rlm_jupyter.widgets.view import Face
 
 LINES = 40
 """Lines shown of one piece of output; of code and prose four times as many."""
+DOT = "\u00b7"
+"""What stands between figures."""
 INTERVAL = 0.25
 """Seconds between two states of the status line."""
 
@@ -52,8 +54,7 @@ class Plain:
         self._file = file
 
     def put(self, style: str, text: str) -> None:
-        encoding = getattr(self._file, "encoding", None) or "utf-8"
-        self._file.write((text + "\n").encode(encoding, "backslashreplace").decode(encoding))
+        self._file.write(_fitting(text + "\n", getattr(self._file, "encoding", None) or "utf-8"))
         self._file.flush()
 
     def status(self, lines: list[str]) -> None:
@@ -100,19 +101,33 @@ class Terminal:
             self._live.stop()
             return
         shown = Text("\n").join(Text(line, style="dim" if n else "") for n, line in enumerate(lines))
-        shown.no_wrap, shown.overflow = True, "ellipsis"
+        shown.no_wrap, shown.overflow = True, "ellipsis" if _has(self._console.encoding, "…") else "crop"
         self._live.update(shown, refresh=True)
 
 
+def _fitting(text: str, encoding: str) -> str:
+    """Give a text as an encoding can write it: our own dots become dashes, what else it lacks `\\u....`."""
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        if not _has(encoding, DOT):
+            text = text.replace(f" {DOT} ", " - ")
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _has(encoding: str, text: str) -> bool:
+    return text.encode(encoding, "ignore").decode(encoding) == text
+
+
 class _Lossy:
-    """A text file that writes `\\u....` for what its encoding lacks, instead of raising in the middle of a run."""
+    """A text file that writes something else for what its encoding lacks, instead of raising in the middle of a run."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
         self.encoding = getattr(file, "encoding", None) or "utf-8"
 
     def write(self, text: str) -> int:
-        self._file.write(text.encode(self.encoding, "backslashreplace").decode(self.encoding))
+        self._file.write(_fitting(text, self.encoding))
         return len(text)
 
     def flush(self) -> None:

@@ -125,7 +125,7 @@ def _fields(value: Any) -> str:
 
 def _describe_text(text: str) -> str:
     lines = text.count("\n") + 1
-    head = f"`context` is a str of {len(text):,} characters in {lines:,} lines."
+    head = f"`context` is a str of {len(text):,} characters in {lines:,} line{'' if lines == 1 else 's'}."
     shown = text[: min(PREVIEW_CHARACTERS, len(text) // 4)]
     return f"{head} It begins:\n{shown}" if shown else head
 
