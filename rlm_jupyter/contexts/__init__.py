@@ -15,10 +15,13 @@ from typing import Any
 
 from rlm_jupyter.contexts import pickling
 from rlm_jupyter.contexts.paths import Read, read_path, read_text_file
-from rlm_jupyter.contexts.payload import PIECE, Payload, Progress, Writer
+from rlm_jupyter.contexts.payload import Payload, Progress, Writer
 from rlm_jupyter.kernels.guest import describing
 
 __all__ = ["Context", "Named", "Payload", "Progress", "prepare", "read_path", "read_text_file"]
+
+TEXT_PIECE = 32 * 1024
+"""Characters that are encoded at once: few enough that the same memory is used again and again."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,6 +78,6 @@ def _prepare_several(inputs: Mapping[str, Any], progress: Progress | None) -> Co
 
 def _text(text: str, progress: Progress | None) -> Payload:
     writer = Writer(progress)
-    for at in range(0, len(text), PIECE):
-        writer.write(text[at : at + PIECE].encode("utf-8", "surrogatepass"))
+    for at in range(0, len(text), TEXT_PIECE):
+        writer.write(text[at : at + TEXT_PIECE].encode("utf-8", "surrogatepass"))
     return writer.payload("text")

@@ -23,8 +23,8 @@ from rlm_jupyter.settings import CONTEXT_CAP, MIB
 
 SMALL = MIB
 PIECE = 8 * MIB
-PIECES_AHEAD = 2
-"""Pieces that may be written before they are hashed."""
+BUFFERS = 2
+"""Buffers of the size `SMALL` that what comes in small pieces is gathered in: one is filled while the other is hashed."""
 PROGRESS_AFTER = 1.0
 PROGRESS_EVERY = 0.25
 
@@ -109,11 +109,15 @@ class Payload:
 
 
 class Writer:
-    """Takes the bytes of a context in order; `payload` gives the whole. Large pieces are hashed beside the writing."""
+    """Takes the bytes of a context in order; `payload` gives the whole. What is large is hashed beside the writing.
+
+    The buffers are made once: memory that is new to a process costs more than all that is done with it here.
+    """
 
     def __init__(self, progress: Progress | None = None) -> None:
         self.size = 0
-        self._memory: bytearray | None = bytearray()
+        self._buffers = [bytearray(SMALL) for _ in range(BUFFERS)]
+        self._filled = 0
         self._spool: Spool | None = None
         self._digest = hashlib.sha256()
         self._helper: ThreadPoolExecutor | None = None
@@ -125,38 +129,55 @@ class Writer:
         view = memoryview(data).cast("B")
         if self.size + len(view) > CONTEXT_CAP:
             raise SettingsError(f"the context has more than {CONTEXT_CAP:,} bytes, which is the cap")
-        try:
-            for at in range(0, len(view), PIECE):
-                self._write(view[at : at + PIECE])
-        finally:
-            if type(data) is not bytes:  # what can change, or is released now, must have been hashed before
-                self._settle(0)
+        self.size += len(view)
+        at = 0
+        while len(view) - at > SMALL - self._filled:
+            if self._filled == 0 and len(view) - at >= SMALL:
+                at = self._write_directly(view, at)
+            else:
+                at = self._gather(view, at)
+                self._write_gathered()
+        self._gather(view, at)
         return len(view)
 
     def payload(self, form: str) -> Payload:
+        if self._spool is None:
+            data = bytes(memoryview(self._buffers[0])[: self._filled])
+            return Payload(form, data, hashlib.sha256(data).hexdigest())
+        self._write_gathered()
         self._settle(0)
         if self._helper is not None:
             self._helper.shutdown()
-        data: bytes | Spool = bytes(self._memory or b"") if self._spool is None else self._spool
-        return Payload(form, data, self._digest.hexdigest())
+        return Payload(form, self._spool, self._digest.hexdigest())
 
-    def _write(self, view: memoryview) -> None:
-        self.size += len(view)
-        if self._memory is not None and self.size <= SMALL:
-            self._memory += view
-            self._digest.update(view)
-            return
-        if self._spool is None:
-            self._spool = Spool()
-            self._spool.write(bytes(self._memory or b""))
-            self._memory = None
-            self._helper = ThreadPoolExecutor(1, "rlm-digest")
-        if len(view) < SMALL or self._helper is None:
+    def _gather(self, view: memoryview, at: int) -> int:
+        """Take what fits into the buffer; give where the rest begins."""
+        end = min(len(view), at + SMALL - self._filled)
+        self._buffers[0][self._filled : self._filled + end - at] = view[at:end]
+        self._filled += end - at
+        return end
+
+    def _write_gathered(self) -> None:
+        self._put(memoryview(self._buffers[0])[: self._filled])
+        self._settle(BUFFERS - 1)  # the one that comes next must have been hashed
+        self._buffers.append(self._buffers.pop(0))
+        self._filled = 0
+
+    def _write_directly(self, view: memoryview, at: int) -> int:
+        """Write what is large from where it is, which may change or go afterwards."""
+        try:
+            for start in range(at, len(view), PIECE):
+                self._put(view[start : start + PIECE])
+        finally:
             self._settle(0)
-            self._digest.update(view)
-        else:
-            self._settle(PIECES_AHEAD - 1)
-            self._hashing.append(self._helper.submit(self._digest.update, view))
+        return len(view)
+
+    def _put(self, view: memoryview) -> None:
+        """Write a piece to the file and hash it meanwhile."""
+        if self._spool is None or self._helper is None:
+            self._spool = Spool()
+            self._helper = ThreadPoolExecutor(1, "rlm-digest")
+        self._hashing.append(self._helper.submit(self._digest.update, view))
         self._spool.write(view)
         if self._progress is not None and time.monotonic() - self._told > PROGRESS_EVERY:
             self._told = time.monotonic()
