@@ -25,7 +25,7 @@ SAMPLES: list[wire.Message] = [
     wire.Start(1), wire.Context(1, 2, "context", "context-1", "text", 3, "0" * 64), wire.Execute(1, 2, b"print('\xc3\xa9')"),
     wire.Interrupt(1), wire.Reply(1, CALL, (2, 0), (1,), b"ab"), wire.GetValue(1, 2, 2**40), wire.LendValue(1, 2),
     wire.Close(1), wire.Shutdown(),
-    wire.FilePart("context-1", 2**33, b"ab"), wire.Discard("context-1"), wire.Alive(),
+    wire.FilePart("context-1", 2**33, b"ab"), wire.Append("context-1", "context-1-1"), wire.Discard("context-1"), wire.Alive(),
     wire.Ready(1, 7), wire.Started(1, 7, "spare", "3.11.7"), wire.StartFailed(1, "no"), wire.Loaded(1, 2, ""),
     wire.Output(1, 2, "stdout", 5, b"\xff"),
     wire.Picture(1, 2, b"png"), wire.Call(1, 2, CALL, True, None, (1, 2), b"abc"), wire.Dropped(1, CALL),

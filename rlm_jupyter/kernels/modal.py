@@ -307,14 +307,19 @@ class SandboxPlace:
     async def deliver(self, payload: Payload) -> str:
         assert self._sandbox is not None
         self._files += 1
-        upload = Upload(self._sandbox, f"{FOLDER}/context-{self._files}", payload, PATIENCE * self._reconnect)
+        name = f"context-{self._files}"
+        upload = Upload(self._sandbox, f"{FOLDER}/{name}", payload, PATIENCE * self._reconnect)
         try:
-            await self._or_over(upload.run(self._told))
+            await self._or_over(upload.run(self._told, lambda file: self._append(name, file.rpartition("/")[2])))
         except BaseException:
             for path in upload.files:
                 self.discard(path.rpartition("/")[2])
             raise
-        return f"context-{self._files}"
+        return name
+
+    def _append(self, name: str, part: str) -> None:
+        if self._stream is not None:
+            self._stream.send(wire.Append(name, part))
 
     def borrow(self, descriptor: int, size: int) -> memoryview | None:
         return None

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 
 from . import wire
+
+_STEP = 256 * 1024
 
 
 class Files:
@@ -37,6 +40,22 @@ class Files:
         except OSError as error:
             self._failures[part.path] = f"it could not be written ({error.strerror})"
 
+    def append(self, order: wire.Append) -> None:
+        """Put one file at the end of another, and remove it, so that there is never room needed for two of the whole."""
+        whole, part = (os.path.join(self._folder, name) for name in (order.path, order.part))
+        try:
+            if order.path not in self._failures:
+                with (
+                    open(_opened(whole, os.O_WRONLY | os.O_APPEND), "wb", 0) as to,
+                    open(_opened(part, os.O_RDONLY), "rb", 0) as piece,
+                ):
+                    shutil.copyfileobj(piece, to, _STEP)
+        except OSError as error:
+            self._failures[order.path] = f"it could not be put together ({error.strerror})"
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(part)
+
     def failure(self, path: str) -> str:
         """Why a file is not whole; '' where it is."""
         return self._failures.get(path, "")
@@ -45,3 +64,7 @@ class Files:
         self._failures.pop(order.path, None)
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(self._folder, order.path))
+
+
+def _opened(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)

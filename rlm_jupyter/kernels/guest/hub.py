@@ -74,7 +74,8 @@ class Hub:
             wire.Start: self._start, wire.Context: self._load, wire.Execute: self._execute, wire.Interrupt: self._interrupt,
             wire.Inherit: self._inherit, wire.Bring: self._bring,
             wire.Reply: self._reply, wire.GetValue: self._value, wire.LendValue: self._lend, wire.Close: self._close,
-            wire.Shutdown: self._shutdown, wire.FilePart: self._files.add, wire.Discard: self._files.discard,
+            wire.Shutdown: self._shutdown, wire.FilePart: self._files.add, wire.Append: self._files.append,
+            wire.Discard: self._files.discard,
             wire.Alive: lambda order: None,
         }  # fmt: skip
 

@@ -113,6 +113,15 @@ class FilePart(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Append(Message):
+    """Append the file `part` of the run's folder to the file `path` there, and remove it: they came another way."""
+
+    kind = "append"
+    path: str
+    part: str
+
+
+@dataclass(frozen=True, slots=True)
 class Discard(Message):
     """Remove the file `path` of the run's folder; what a kernel has mapped stays mapped."""
 
@@ -365,7 +374,7 @@ class Heartbeat(Message):
 Known = Mapping[str, type[Message]]
 
 _TO_SUPERVISOR = (
-    Start, Context, Inherit, FilePart, Discard, Execute, Interrupt, Reply, GetValue, LendValue, Bring, Close,
+    Start, Context, Inherit, FilePart, Append, Discard, Execute, Interrupt, Reply, GetValue, LendValue, Bring, Close,
     Shutdown, Alive,
 )  # fmt: skip
 _TO_HOST = (
@@ -430,7 +439,9 @@ def _check_meaning(message: Message) -> None:
         raise WireError("contexts that are not one for each child")
     if isinstance(message, Call) and not message.batch and len(message.sizes) != 1:
         raise WireError("a single call with several prompts")
-    if isinstance(message, FilePart | Discard) and not FILE.fullmatch(message.path):
+    if isinstance(message, FilePart | Append | Discard) and not FILE.fullmatch(message.path):
+        raise WireError("a file's name that is none")
+    if isinstance(message, Append) and not FILE.fullmatch(message.part):
         raise WireError("a file's name that is none")
     if isinstance(message, Output) and message.stream not in STREAMS:
         raise WireError("output on an unknown stream")
