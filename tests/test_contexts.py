@@ -19,8 +19,8 @@ import polars
 import pyarrow as pa
 import pytest
 
-from rlm_jupyter.contexts import Named, Payload, prepare, read_path, read_text_file
-from rlm_jupyter.contexts.payload import SMALL, Writer
+from rlm_jupyter.contexts import TEXT_PIECE, Named, Payload, prepare, read_path, read_text_file
+from rlm_jupyter.contexts.payload import PIECE, SMALL, Writer
 from rlm_jupyter.errors import KernelError, SettingsError
 from tests import kinds
 from tests.conformance.driving import Session, session
@@ -138,6 +138,29 @@ async def test_p17_a_changed_byte_is_noticed(kernel: Session, value: object) -> 
     data[0] ^= 1
     with pytest.raises(KernelError, match="another digest"):
         await kernel.kernel.load("context", Payload(payload.form, bytes(data), payload.digest))
+
+
+@pytest.mark.parametrize("first", [0, 1, SMALL - 1, SMALL, SMALL + 1, PIECE + 1])
+def test_what_is_written_in_pieces_of_any_size_is_there_whole_and_in_order(first: int) -> None:
+    whole = np.random.default_rng(first).bytes(4 * PIECE)
+    writer, at = Writer(), 0
+    for size in (first, 3, SMALL, 70_000, 2 * SMALL + 7, 0, SMALL - 3, PIECE, 5):
+        piece = bytearray(whole[at : at + size])
+        assert writer.write(piece) == size
+        piece[:] = bytes(size)  # as a pickler uses its memory again
+        at += size
+    payload = writer.payload("pickle")
+    assert (payload.size, payload.digest) == (at, hashlib.sha256(whole[:at]).hexdigest())
+    assert payload.read() == whole[:at]
+    assert b"".join(payload.pieces(100_000)) == whole[:at]
+
+
+@pytest.mark.parametrize("places", [2 * TEXT_PIECE, SMALL, 5 * SMALL])
+def test_a_text_is_encoded_alike_in_one_piece_and_in_many(places: int) -> None:
+    text = ("\ud83d\ude00é漢😀\x00a\r\n" * (places // 8 + 1))[:places]
+    data = text.encode("utf-8", "surrogatepass")
+    payload = prepare(text).payload
+    assert (payload.read(), payload.digest) == (data, hashlib.sha256(data).hexdigest())
 
 
 def test_a_large_context_is_in_an_unnamed_file_and_linked_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

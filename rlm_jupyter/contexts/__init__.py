@@ -18,7 +18,7 @@ from rlm_jupyter.contexts.paths import Read, read_path, read_text_file
 from rlm_jupyter.contexts.payload import Payload, Progress, Writer
 from rlm_jupyter.kernels.guest import describing
 
-__all__ = ["Context", "Named", "Payload", "Progress", "prepare", "read_path", "read_text_file"]
+__all__ = ["TEXT_PIECE", "Context", "Named", "Payload", "Progress", "prepare", "read_path", "read_text_file"]
 
 TEXT_PIECE = 32 * 1024
 """Characters that are encoded at once: few enough that the same memory is used again and again."""

@@ -111,12 +111,12 @@ class Payload:
 class Writer:
     """Takes the bytes of a context in order; `payload` gives the whole. What is large is hashed beside the writing.
 
-    The buffers are made once: memory that is new to a process costs more than all that is done with it here.
+    The buffers grow once: memory that is new to a process costs more than all that is done with it here.
     """
 
     def __init__(self, progress: Progress | None = None) -> None:
         self.size = 0
-        self._buffers = [bytearray(SMALL) for _ in range(BUFFERS)]
+        self._buffers = [bytearray() for _ in range(BUFFERS)]
         self._filled = 0
         self._spool: Spool | None = None
         self._digest = hashlib.sha256()

@@ -39,7 +39,8 @@ REMOVE_SECONDS = 10.0
 LOST_SECONDS = 1.5
 LEASE_SECONDS = 60
 """A box whose host is silent for so long ends itself; the host answers a sign of life every 2 s."""
-FILE_PIECE = MIB
+FILE_PIECE = 128 * 1024
+"""Bytes of a context in one message: few enough that both ends use the same memory again and again."""
 REFUSED = (125, 126, 127)
 """Exit codes of the client that are its own: the engine refused, or the image's program cannot be run."""
 LABEL = "rlm_jupyter.box"

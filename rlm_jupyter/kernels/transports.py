@@ -21,6 +21,8 @@ HELLO_CAP = 4096
 HELLO_SECONDS = 5.0
 STRANGERS = 64
 WRITE_AHEAD = 4 * 1024 * 1024
+SOCKET_AHEAD = 256 * 1024
+"""Bytes that may wait for a socket, behind which another process waits for them: more would be new memory, and gain nothing."""
 
 
 class FramedStream(asyncio.Protocol):
@@ -109,7 +111,7 @@ async def open_stream(
         return stream
 
     transport, stream = await asyncio.get_running_loop().create_connection(make, sock=sock)
-    transport.set_write_buffer_limits(high=WRITE_AHEAD)
+    transport.set_write_buffer_limits(high=SOCKET_AHEAD)
     return stream
 
 

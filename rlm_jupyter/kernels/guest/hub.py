@@ -29,7 +29,8 @@ BACKLOG = 64 * 1024 * 1024
 SWEEP_SECONDS = 0.05
 STOP_SECONDS = 0.5
 SWEEP_AGAIN = 0.1
-_READ_SIZE = 1024 * 1024
+_READ_SIZE = 128 * 1024
+"""Read at once: of more, the memory for each read would be asked of the system, and given back."""
 
 
 class Hub:
