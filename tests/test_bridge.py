@@ -314,6 +314,19 @@ async def test_a_sandbox_that_stays_away_is_told_and_ends_the_bridge(broker: Bro
     broker.kernels[1] = broker.admit(1)
 
 
+@pytest.mark.matrix
+async def test_a_call_outlasts_a_lease_that_is_short_while_its_host_lives() -> None:
+    broker = BrokerProcess(lease=9.0)
+    lm = LM(seconds=12)
+    lm.open.set()
+    try:
+        with threads(1) as run:
+            async with bridged(broker.url, broker.token, lm, silence=1.0):
+                assert await asyncio.wait_for(run(broker.ask, ["slow"]), WAIT) == ["re: slow"]
+    finally:
+        broker.close()
+
+
 async def test_large_prompts_and_replies_cross_whole(broker: BrokerProcess) -> None:
     lm = LM()
     prompts = [os.urandom(6 << 20).hex(), "", "é\n" * 1000, *map(str, range(20_000))]

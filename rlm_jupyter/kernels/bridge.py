@@ -40,6 +40,7 @@ BODY_SECONDS = 10.0
 SLOWEST = MIB
 """Bytes a second that a request's body may take at worst."""
 ACK_SECONDS = 20.0
+"""How often at least the broker is shown that its host lives; oftener where connections are missed sooner, as is the host."""
 ACK_EVENTS = 256
 KEEP_SECONDS = 110.0
 """How long a connection is kept that brings nothing; the broker ends it after 120."""
@@ -244,7 +245,7 @@ class Bridge:
     async def _remind(self) -> None:
         """Show the broker that the host lives, also while nothing is asked."""
         while True:
-            await asyncio.sleep(ACK_SECONDS)
+            await asyncio.sleep(min(ACK_SECONDS, self._silence))
             self._acknowledge()
 
     def _acknowledge(self) -> None:
