@@ -28,7 +28,7 @@ test: $(VENV)/.dev  ## all tests; as root on Debian it installs the system parts
 retest: $(VENV)/.dev  ## the tests that failed in the last `make test`, alone; not where more than three did
 	$(BIN)/python -m scripts.retest
 
-test-matrix: $(VENV)/.dev  ## the long tests: all of conformance on a local Modal control plane, every outage
+test-matrix: $(VENV)/.dev  ## the long tests: conformance on a local Modal control plane, every outage, live views on three versions of ipykernel
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m matrix $(PYTEST)
 
 check: $(VENV)/.dev  ## ruff and mypy --strict

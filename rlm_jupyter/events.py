@@ -357,6 +357,11 @@ def _read(cls: type[_T], fields: dict[str, Any]) -> _T:
             fields[name] = _read(Usage, _object(name, fields[name]))
         elif not isinstance(fields[name], _ACCEPTED[kind]):
             raise ValueError(f"{cls.__name__}: {name} cannot be {fields[name]!r:.80}")
+        elif kind in (float, float | None) and isinstance(fields[name], int):
+            try:
+                float(fields[name])
+            except OverflowError:
+                raise ValueError(f"{cls.__name__}: {name} cannot be a number of so many digits") from None
     return cls(**fields)
 
 

@@ -138,6 +138,7 @@ class Steering:
     def _trace(self, name: str, done: str) -> tuple[Trace, Run | None]:
         """Give what there is of a run, by its id: of this session, else from its trace file."""
         from rlm_jupyter.trace_file import salvage, trace_folder
+        from rlm_jupyter.widgets.visible import one_line
 
         path = trace_folder() / f"{os.path.basename(name)}.jsonl"
         if name in self._runs or not os.path.isfile(path):
@@ -145,8 +146,10 @@ class Steering:
             return run.trace, run
         try:
             return salvage(path), None
-        except ValueError as error:
-            raise UsageError(f"{path.name} cannot be {done}: {error}") from None
+        except OSError as error:
+            raise UsageError(f"{path.name} cannot be {done}: {error.strerror or error}") from None
+        except ValueError as error:  # it may quote the file, which anybody may have written
+            raise UsageError(f"{path.name} cannot be {done}: {one_line(error, 300)}") from None
 
     def _sandboxes(self, words: Sequence[str]) -> None:
         from rlm_jupyter.errors import SettingsError
@@ -196,12 +199,14 @@ class Steering:
 
     def _named(self, name: str) -> Run:
         if name not in self._runs:
+            from rlm_jupyter.widgets.visible import one_line
+
             ends = [run for known, run in self._runs.items() if name and known.rpartition("-")[2] == name]
             if len(ends) == 1:
                 return ends[0]
             close = difflib.get_close_matches(name, self._runs, n=1)
             hint = f"did you mean {close[0]}?" if close else "%rlm list shows those of this session"
-            raise UsageError(f"no run has the id {name or repr(name)}; {hint}")
+            raise UsageError(f"no run has the id {one_line(name, 80) or repr(name)}; {hint}")
         return self._runs[name]
 
     def _panel(self, words: Sequence[str]) -> None:

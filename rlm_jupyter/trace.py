@@ -386,7 +386,7 @@ class Trace(Branch):
         if len(data) > FILE_CAP + END_CAP:
             raise ValueError(f"the trace file is larger than any of ours: over {FILE_CAP + END_CAP:,} bytes")
         try:
-            text = data.decode("utf-8")
+            text = data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise ValueError(f"the trace is not UTF-8 at byte {error.start:,}") from None
         return cls.from_jsonl(text)

@@ -76,12 +76,14 @@ class TraceFile:
 def salvage(path: Path) -> Trace:
     """Read a trace file; of one that is damaged what can be read, the rest counted. A ValueError where that is nothing."""
     try:
-        return Trace.from_file(path)
+        trace = Trace.from_file(path)
     except ValueError:
         trace = _readable(path)
-        if not trace.run:
+        if not trace.events:
             raise
-        return trace
+    if not trace.events:
+        raise ValueError("no event of a run is in it")
+    return trace
 
 
 def _readable(path: Path) -> Trace:
@@ -91,10 +93,12 @@ def _readable(path: Path) -> Trace:
     for line in filter(None, lines):
         kept = len(trace.events)
         try:
-            data: Any = json.loads(line.decode("utf-8")) if len(line) <= LINE_CAP else None
+            data: Any = json.loads(line.decode("utf-8-sig")) if len(line) <= LINE_CAP else None
             event = events.from_later(data) if events.is_later(data) else events.from_dict(data)
             if event is None:
                 raise ValueError("not understood")
+            if not kept and not isinstance(event, events.RunStarted):
+                trace.add(_begun(event))
             trace.add(event)
         except (ValueError, RecursionError):
             del trace.events[kept:]
@@ -102,6 +106,14 @@ def _readable(path: Path) -> Trace:
     trace.unread = lost
     trace.notices.append(f"this trace file is damaged: {lost:,} of its lines cannot be read and are left out")
     return trace
+
+
+def _begun(event: Event) -> Event:
+    """Give what stands for the beginning of a run where that cannot be read, and `event` is the first that can."""
+    return events.RunStarted(
+        run=event.run, at=event.at, question="", settings={}, context_type="", context_size=0, context_digest="",
+        context_description="", isolation="",
+    )  # fmt: skip
 
 
 def purge(folder: Path, keep_bytes: int = 0) -> int:

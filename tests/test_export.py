@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rlm_jupyter import events
 from rlm_jupyter.trace import Trace
 from rlm_jupyter.trace_file import trace_folder
-from rlm_jupyter.widgets import export
-from tests.payloads import PAYLOADS, run_of
+from rlm_jupyter.widgets import export, html, listing, page, text, words
+from rlm_jupyter.widgets.live import source
+from tests.payloads import PAYLOADS, Page, run_of, unseen
 from tests.runs import ANSWER, short_run
 from tests.shells import Shell, open_shell
 from tests.test_family import many_children
@@ -172,3 +176,84 @@ def test_of_a_damaged_trace_file_what_can_be_read_is_shown_and_the_rest_is_count
     assert shell.run(f"%rlm export torn {target}").error is None
     totals = target.read_text(encoding="utf-8").partition('<dl id="totals">')[2]
     assert told in totals
+
+
+def test_of_a_file_whose_first_line_is_lost_the_rest_is_shown(shell: Shell, tmp_path: Path) -> None:
+    lines = Trace.from_events(short_run(number=3).end(answer=ANSWER).events).to_jsonl().split("\n")
+    (trace_folder() / "headless.jsonl").write_text("\n".join(["{", *lines[1:]]), encoding="utf-8")
+    ran = shell.run("%rlm show headless")
+    assert ran.error is None
+    assert ANSWER in ran.output
+    assert "3 llm_query: 3 ok" in ran.output
+    assert "1 of its lines cannot be read" in ran.output
+    assert shell.run(f"%rlm export headless {tmp_path}/x.html").error is None
+    (trace_folder() / "marked.jsonl").write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
+    ran = shell.run("%rlm show marked")
+    assert ANSWER in ran.output
+    assert "cannot be read" not in ran.output
+
+
+STRANGE = {
+    "empty": b"",
+    "deep": b"[" * 100_000,
+    "numbers": b"1\n2\n3",
+    "kind": json.dumps({"kind": "\x1b[2J" * 9_000, "version": 1}).encode(),
+    "version": json.dumps({"kind": "Notice", "version": "\x1b]0;x\x07" * 9_000}).encode(),
+    "field": json.dumps({"kind": "Notice", "version": 1, "\x1b[2J\n" * 9_000: 1}).encode(),
+}
+
+
+@pytest.mark.parametrize("name", [*STRANGE, "x" * 300, "nul\x00", "\x1b[2Jred"])
+def test_what_holds_no_run_is_one_visible_line(shell: Shell, tmp_path: Path, name: str) -> None:
+    if name in STRANGE:
+        (trace_folder() / f"{name}.jsonl").write_bytes(STRANGE[name])
+    for line in (f"%rlm show {name}", f"%rlm export {name} {tmp_path}/x.html"):
+        ran = shell.run(line)
+        assert ran.output.startswith("UsageError: ")
+        assert len(ran.output) < 500
+        assert ran.output.count("\n") == 1
+        assert not unseen(ran.output)
+    assert list(tmp_path.iterdir()) == []
+
+
+ODD = (float("nan"), float("inf"), -1, 10**300, -(10**300), 10**4000, 1e308, True)
+NAMES = ("version", "cell", "iteration", "kernel")
+
+
+def oddly(fields: dict[str, Any], odd: float) -> dict[str, Any]:
+    """Give an event, every figure of it `odd`, those that name something aside."""
+    # A reader refuses a fraction where there can be none, and seconds of more digits than a float holds.
+    kinds = (float,) if isinstance(odd, float) else (int,) if odd > 10**308 else (int, float)
+    changed: dict[str, Any] = {name: odd for name, value in fields.items() if type(value) in kinds and name not in NAMES}
+    if "usage" in fields:
+        changed["usage"] = oddly(fields["usage"], odd)
+    if "settings" in fields:
+        changed["settings"] = dict.fromkeys(("max_cost", "max_calls", "timeout", "max_iterations", "model"), odd)
+    return fields | changed
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: repr(odd)[:8])
+def test_figures_that_nobody_measured_break_no_view(odd: float) -> None:
+    stream = [oddly(event.to_dict(), odd) for event in run_of("x")]
+    for last in (len(stream), -1):
+        trace = Trace()
+        for fields in stream[:last]:
+            with contextlib.suppress(ValueError):
+                trace.add(events.from_dict(fields))
+        assert len(trace.events) > 8
+        Page(html.render(trace))
+        page.body(trace, page.LIVE_CAP, live=True)
+        assert len(listing.render([trace])) < 600
+        assert len(text.render(trace)) < 20_000
+        assert len(" ".join([*words.progress(trace, 1.0), *words.opening(trace), words.state(trace)])) < 1_000
+        export.render(trace)
+
+
+@pytest.mark.parametrize(("name", "root"), [("live.css", ".rlm-live"), ("panel.css", ".rlm-panel")])
+def test_every_rule_of_our_styles_is_within_our_own_root(name: str, root: str) -> None:
+    style = re.sub(r"/\*.*?\*/|@keyframes[^{]*\{(?:[^{}]*\{[^{}]*\})*\s*\}", "", source(name), flags=re.DOTALL)
+    rules = [rule.strip() for rule in re.findall(r"([^{};]+)\{", style)]
+    selectors = [one.strip() for rule in rules if not rule.startswith("@") for one in rule.split(",")]
+    assert len(selectors) > 20
+    assert [one for one in selectors if not re.match(re.escape(root) + r"(?![\w-])", one)] == []
+    assert {rule.split()[0] for rule in rules if rule.startswith("@")} <= {"@media", "@container"}

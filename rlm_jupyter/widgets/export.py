@@ -19,6 +19,7 @@ from rlm_jupyter.trace import Trace
 from rlm_jupyter.widgets import text, words
 from rlm_jupyter.widgets.live import SOURCES, source
 from rlm_jupyter.widgets.teller import Message, Teller
+from rlm_jupyter.widgets.wire import number
 
 BOOT = """
 const store = new Store(() => {});
@@ -113,7 +114,7 @@ def _write(path: Path, page: str, force: bool) -> None:
 def messages(trace: Trace) -> list[Message]:
     """Give what the live view would have been told of a run, all of it."""
     told: list[Message] = []
-    last = trace.events[-1].at if trace.events else 0.0
+    last = number(trace.events[-1].at) if trace.events else 0.0
     Teller(told.append, now=lambda: last).start(trace)
     return told
 

@@ -5,17 +5,17 @@ None of them raises because a figure is odd: a trace may have been cut off, or r
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from rlm_jupyter.events import Usage
 
+MOST = 1e18
+"""What no figure of a run comes near: one that is as large, or not a number, was never measured."""
+
 
 def figure(value: Any) -> float:
-    """Give `value` if it is a finite number that is not negative, else 0."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return max(value, 0)
-    return 0
+    """Give `value` if it is a number from 0 on that may be meant, else 0."""
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < MOST else 0
 
 
 def count(number: Any, noun: str) -> str:

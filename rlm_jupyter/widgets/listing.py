@@ -48,12 +48,12 @@ def _line(trace: Trace) -> str:
 
 def _row(trace: Trace) -> tuple[str, ...]:
     runs = trace.status == "running"
-    of = f" of {trace.max_iterations:,}" if runs and trace.max_iterations else ""
+    of = f" of {int(words.figure(trace.max_iterations)):,}" if runs and trace.max_iterations else ""
     return (
         words.one_line(trace.run, 40),
         f"{words.ended(trace)}: {words.state(trace).lower()}" if runs else words.ended(trace),
         f"{len(words.turns(trace)):,}{of}",
-        f"{trace.requests:,}",
+        f"{int(words.figure(trace.requests)):,}",
         words.money(trace.cost, usage=trace.usage),
         words.duration(words.elapsed(trace)),
         words.one_line(trace.question or "(the context is the question)", 60),

@@ -30,7 +30,7 @@ GAP = 0.15
 HEIGHT = 7
 TALL = 28
 
-LABEL = "flex-shrink:0;width:9.5em;line-height:1.25"
+LABEL = "flex-shrink:0;width:13em;line-height:1.25"
 STRIP = f"display:flex;height:{HEIGHT}px;margin:1px 0"
 
 
@@ -97,7 +97,7 @@ def draw(trace: Trace) -> list[Part]:
         if colour in used
     )
     axis = tag("div", "display:flex;column-gap:.8em", *tag("span", LABEL), *_scale(clock.seconds))
-    return tag("div", f"{SMALL};opacity:.85;padding:.6em 0 .4em 0", *rows, *axis, *tag("div", "padding-left:10.3em", legend))
+    return tag("div", f"{SMALL};opacity:.85;padding:.6em 0 .4em 0", *rows, *axis, *tag("div", "padding-left:13.8em", legend))
 
 
 def _scale(seconds: float) -> list[Part]:

@@ -15,9 +15,9 @@ from rlm_jupyter.widgets.figures import count, dollars, duration, figure, money,
 from rlm_jupyter.widgets.visible import last_line, one_line, visible
 
 __all__ = [
-    "batch", "call_figures", "cell_status", "child_figures", "count", "dollars", "duration", "elapsed", "ended", "headline",
-    "iteration_figures", "kin", "last_line", "models", "money", "one_line", "opening", "outcome", "progress", "setting", "size",
-    "spent", "state", "status", "sums", "tilde", "tokens", "totals", "trouble", "turns", "visible",
+    "batch", "call_figures", "cell_status", "child_figures", "count", "dollars", "duration", "elapsed", "ended", "figure",
+    "headline", "iteration_figures", "kin", "last_line", "models", "money", "one_line", "opening", "outcome", "progress",
+    "setting", "size", "spent", "state", "status", "sums", "tilde", "tokens", "totals", "trouble", "turns", "visible",
 ]  # fmt: skip
 
 
@@ -129,9 +129,9 @@ def totals(trace: Trace) -> list[tuple[str, str]]:
         deepest = max(child.depth for child in trace.children)
         rows.append(("children", f"{kin(trace.children)}; {count(deepest, 'level')} below the root"))
     usage = trace.usage
-    parts = [f"{usage.input_tokens:,} in", f"{usage.output_tokens:,} out"]
-    if usage.cached_tokens:
-        parts.append(f"{usage.cached_tokens:,} cached")
+    parts = [f"{figure(usage.input_tokens):,.0f} in", f"{figure(usage.output_tokens):,.0f} out"]
+    if figure(usage.cached_tokens):
+        parts.append(f"{figure(usage.cached_tokens):,.0f} cached")
     rows.append(("tokens", f"{tokens(usage)} ({', '.join(parts)})" + ("; ~ is our estimate" if usage.estimated else "")))
     rows.append(("cost", spent(trace)))
     limit = figure(setting(trace, "timeout"))
@@ -288,7 +288,7 @@ def progress(trace: Trace, seconds: float) -> list[str]:
     """Give the figures of the status line of a running run."""
     parts = []
     if trace.iterations:
-        last, of = trace.iterations[-1].iteration, trace.max_iterations
+        last, of = int(figure(trace.iterations[-1].iteration)), int(figure(trace.max_iterations))
         told = "set-up code" if last == 0 else f"iteration {last:,} of {of:,}" if of else f"iteration {last:,}"
         parts.append("a last request, for the answer" if trace.iterations[-1].last else told)
     if trace.calls:

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,12 @@ class Lab:
         opened.ask(THE_ONE)
         return opened
 
+    def set_theme(self, name: str) -> None:
+        """Choose the theme of pages that are opened later."""
+        folder = Path(self.environment["JUPYTERLAB_SETTINGS_DIR"]) / "@jupyterlab" / "apputils-extension"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "themes.jupyterlab-settings").write_text(json.dumps({"theme": name}), encoding="utf-8")
+
     def save(self, name: str, cells: list[Any], trusted: bool) -> Path:
         """Write a notebook with outputs to the server's folder, signed with the server's key if it is to be trusted."""
         path = self.folder / name
@@ -197,11 +203,11 @@ def _drain(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> No
 
 
 @contextlib.contextmanager
-def jupyter_lab(base: Path) -> Iterator[Lab]:
-    """Run a JupyterLab server in `base` until the block ends."""
+def jupyter_lab(base: Path, variables: Mapping[str, str] | None = None) -> Iterator[Lab]:
+    """Run a JupyterLab server in `base`, with these variables in its environment, until the block ends."""
     folder = base / "notebooks"
     folder.mkdir(parents=True)
-    environment = private_environment(base)
+    environment = private_environment(base) | dict(variables or {})
     token = secrets.token_hex(16)
     options = ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0", f"--ServerApp.root_dir={folder}",
                f"--IdentityProvider.token={token}", "--LabApp.extension_manager=readonly",

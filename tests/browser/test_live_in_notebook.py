@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 
 import nbformat
+import packaging.version
 import pytest
+from playwright.sync_api import expect
 
 from rlm_jupyter.testing import Reply, ScriptedServer
-from tests.browser.lab import Browser, Lab
+from tests.browser.ipykernels import INSTALLED, NEWEST, VERSIONS
+from tests.browser.lab import DEADLINE, Browser, Lab
 from tests.models import answer, code
 
-pytestmark = [pytest.mark.needs("chromium"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.needs("chromium"), pytest.mark.timeout(600), pytest.mark.parametrize("lab", VERSIONS, indirect=True)]
 
 LOAD = "%load_ext rlm_jupyter\ndocs = ['alpha', 'beta']"
 ASK = "%%rlm --context docs --base-url {url} --model root --sub-model sub --out result {options}\nWho is first?"
 
 
-def test_notebook_7_shows_a_batch_that_fills_and_stops_by_the_views_button(lab: Lab, browser: Browser) -> None:
+def test_notebook_7_shows_a_batch_that_fills_and_stops_by_a_button(lab: Lab, browser: Browser, hears: bool) -> None:
     root: list[Reply | str] = [code("replies = llm_query_batched([f'question {n}' for n in range(12)])"), answer("replies")]
     with ScriptedServer(
         models={"root": root, "sub": lambda request: Reply("yes", hold=request.prompt == "question 7")}
@@ -28,11 +32,17 @@ def test_notebook_7_shows_a_batch_that_fills_and_stops_by_the_views_button(lab: 
         opened.run(0)
         opened.start(1)
         live = opened.page.locator(".rlm-live")
-        live.locator(".rlm-group", has_text="12 × llm_query").wait_for()
-        live.get_by_text("11 ok, 1 running").first.wait_for()
-        live.locator(".rlm-group").click()
-        live.get_by_role("treeitem", name="Sub-call 8, question 7, running").click()
-        live.get_by_role("button", name="Stop").click()
+        opened.page.get_by_text("11 ok, 1 running").first.wait_for()
+        if hears:
+            live.locator(".rlm-group", has_text="12 × llm_query").wait_for()
+            live.locator(".rlm-group").click()
+            eighth = live.get_by_role("treeitem", name="Sub-call 8, question 7, running")
+            eighth.click()
+            eighth.press("ArrowDown")
+            expect(live.get_by_role("treeitem").filter(has_text="question 7").last).to_be_focused(timeout=1000 * DEADLINE)
+            live.get_by_role("button", name="Stop").click()
+        else:
+            opened.page.locator("[data-command='notebook:interrupt-kernel'], button[title^='Interrupt']").first.click()
         assert opened.ended() == "error"
         opened.page.get_by_text("Stopped").first.wait_for()
         assert live.count() == 0
@@ -67,3 +77,13 @@ def test_a_page_that_was_loaded_anew_is_attached_to_its_run(lab: Lab, browser: B
     assert "alpha" in json.dumps(shown)
     assert "widget" not in json.dumps(book)
     assert browser.foreign() == []
+
+
+def test_the_notebook_has_the_ipykernel_that_was_asked_for(lab: Lab, browser: Browser, request: pytest.FixtureRequest) -> None:
+    lab.save("version.ipynb", [nbformat.v4.new_code_cell("import ipykernel\nprint(ipykernel.__version__)")], trusted=True)
+    opened = lab.open(browser, "version.ipynb")
+    opened.run(0)
+    told = packaging.version.Version(opened.save().cells[0].outputs[0].text.strip())
+    version = request.node.callspec.params["lab"]
+    here = packaging.version.Version(importlib.metadata.version("ipykernel"))
+    assert told >= here if version == NEWEST else told == here if version == INSTALLED else str(told).startswith(f"{version}.")

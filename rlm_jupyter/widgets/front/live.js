@@ -42,6 +42,7 @@ class View {
     this.resized.disconnect();
     this.themed.disconnect();
     clearInterval(this.ticking);
+    this.timeline.close();
     this.root.remove();
   }
 
@@ -103,16 +104,16 @@ class View {
 
   // Light or dark is told by the ink that the front end gives us, whatever it calls its themes.
   watchTheme() {
-    const look = () => {
+    this.look = () => {
       const [red, green, blue] = (getComputedStyle(this.root).color.match(/[\d.]+/g) || [0, 0, 0]).map(Number);
       this.root.classList.toggle("rlm-dark", 0.3 * red + 0.6 * green + 0.1 * blue > 128);
       this.timeline.draw();
     };
-    this.themed = new MutationObserver(look);
+    this.themed = new MutationObserver(() => this.look());
     for (const node of [document.documentElement, document.body]) {
       this.themed.observe(node, { attributes: true, attributeFilter: ["class", "data-jp-theme-name", "data-jp-theme-light", "theme", "style"] });
     }
-    look();
+    this.look();
   }
 
   running() {
@@ -124,6 +125,7 @@ class View {
     if (width && this.width !== width) {
       this.width = width;
       this.root.classList.toggle("rlm-narrow", width < 560);
+      this.look(); // a front end may draw a view before it puts it on the page, where it has no ink
       this.rows.heights = [];
       this.restructured = true;
       this.schedule();
@@ -157,14 +159,14 @@ class View {
     this.restructured = false;
     if (restructured) this.head();
     this.rows.draw(restructured);
-    if (restructured) this.timeline.draw();
+    if (restructured) this.timeline.changed();
   }
 
   tick() {
     if (!this.running()) return;
     this.ticked();
     this.rows.tick();
-    this.timeline.draw();
+    this.timeline.changed();
   }
 
   ticked() {

@@ -82,6 +82,7 @@ function name(root) {
     const readout = slider.querySelector(".widget-readout");
     const handle = slider.querySelector(".noUi-handle");
     handle?.setAttribute("aria-label", label);
+    handle?.setAttribute("data-lm-suppress-shortcuts", "true"); // or a notebook takes the arrow keys for its cells
     readout?.setAttribute("aria-hidden", "true");
     const tell = () => handle?.setAttribute("aria-valuetext", readout?.textContent ?? "");
     if (readout) new MutationObserver(tell).observe(readout, { childList: true, characterData: true, subtree: true });

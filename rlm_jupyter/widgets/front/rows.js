@@ -215,6 +215,7 @@ class Rows {
     row.rlmNode = node;
     row.id = `${this.view.id}-${node.id}`;
     row.setAttribute("role", "treeitem");
+    row.setAttribute("data-lm-suppress-shortcuts", "true"); // or JupyterLab and Notebook 7 take the arrow keys for their cells
     if (isBlock(node)) makeBlock(row, node);
     else makeLine(row);
     return row;

@@ -35,6 +35,7 @@ class Timeline {
     foot.append(this.told, key);
     this.box.append(this.canvas, foot);
     this.spots = [];
+    this.drawnAt = this.took = this.waits = 0;
     this.canvas.addEventListener("mousemove", (event) => this.point(event, false));
     this.canvas.addEventListener("mouseleave", () => put(this.told, ""));
     this.canvas.addEventListener("click", (event) => this.point(event, true));
@@ -60,8 +61,27 @@ class Timeline {
     return { bands, height: top };
   }
 
+  // Draw what has changed, but not for more than a fifth of the time: the bars of a long run are many.
+  changed() {
+    if (this.box.hidden || this.waits) return;
+    const wait = this.drawnAt + 5 * this.took - performance.now();
+    if (wait <= 0) {
+      this.draw();
+      return;
+    }
+    this.waits = setTimeout(() => {
+      this.waits = 0;
+      this.draw();
+    }, wait);
+  }
+
+  close() {
+    clearTimeout(this.waits);
+  }
+
   draw() {
     if (this.box.hidden) return;
+    const before = performance.now();
     const { store } = this.view;
     const now = store.end ? store.end.at : store.now();
     const from = store.began;
@@ -89,6 +109,8 @@ class Timeline {
     pen.textBaseline = "middle";
     for (const band of bands) this.band(pen, inks, band, x, now);
     canvas.setAttribute("aria-label", this.summary(span));
+    this.drawnAt = performance.now();
+    this.took = this.drawnAt - before;
   }
 
   axis(pen, inks, span, room, height) {
