@@ -29,9 +29,9 @@ class Limit(str):
         return limit
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class RLMResult:
-    """The outcome of a run, whole or partial.
+    """The outcome of a run, whole or partial. Equal to itself alone: what it holds, a DataFrame say, may have no plain answer.
 
     Attributes
     ----------

@@ -265,6 +265,15 @@ def test_a_table_and_markdown_are_seen_in_a_notebook(book: Notebook) -> None:
     assert "markdown" in refused.streams + refused.traceback
 
 
+def test_results_that_hold_tables_can_be_compared_and_put_into_a_set() -> None:
+    with scripted([code("import pandas as pd\nFINAL_VAR(pd.DataFrame({'n': [1, 2]}))")] * 2) as (rlm, _):
+        first, second = rlm.completion("what?"), rlm.completion("what?")
+    pd.testing.assert_frame_equal(first.value, second.value)
+    assert first in [second, first]
+    assert first != second
+    assert len({first, second, first}) == 2
+
+
 def test_a_run_under_way_shows_itself(tmp_path: Path) -> None:
     with scripted([code("print('seen it')"), Reply(answer("41 + 1"), hold=True)]) as (rlm, server):
         run = rlm.start("what?")
