@@ -67,7 +67,8 @@ class Feed:
     It survives an interrupt (a generator would not): `rest` gives what has come since.
     """
 
-    def __init__(self, past: list[Event]) -> None:
+    def __init__(self, past: list[Event], future: Future[RLMResult]) -> None:
+        self._future = future
         self._channel: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._ended = False
         for event in past:
@@ -85,7 +86,12 @@ class Feed:
         try:
             event = self._channel.get(timeout=TICK)
         except queue.Empty:
-            return None
+            if not self._future.done():
+                return None
+            try:  # a bug of ours may end a run without its last event, and nobody may wait for that
+                event = self._channel.get_nowait()
+            except queue.Empty:
+                raise StopIteration from None
         self._ended = isinstance(event, events.RunEnded)
         return event
 
@@ -180,7 +186,7 @@ class Run:
     def feed(self) -> Feed:
         """Give an iterator over the run's events, from its first on to its end."""
         with self._lock:
-            feed = Feed(list(self.trace.events))
+            feed = Feed(list(self.trace.events), self.future)
             self._feeds.append(feed)
         return feed
 

@@ -102,8 +102,16 @@ def same(left: Any, right: Any) -> bool:
         return False
     if isinstance(left, (pd.DataFrame, pd.Series)):
         check: Any = pd.testing.assert_frame_equal if isinstance(left, pd.DataFrame) else pd.testing.assert_series_equal
-        check(left, right, check_exact=True, check_freq=False)
+        check(left, right, check_exact=True)
         return True
+    if isinstance(left, pd.Index):
+        pd.testing.assert_index_equal(left, right, exact=True, check_exact=True, check_freq=True)
+        return True
+    if isinstance(left, np.ma.MaskedArray):
+        parts: Any = [(x.data, np.asarray(x.mask), np.asarray(x.fill_value)) for x in (left, right)]
+        return all(map(same, *parts))
+    if isinstance(left, (pa.Array, pa.ChunkedArray, pa.RecordBatch)):
+        return bool(left.equals(right))
     if isinstance(left, np.ndarray) and left.dtype == object:
         return left.shape == right.shape and same(left.tolist(), right.tolist())
     if isinstance(left, np.ndarray):
@@ -112,6 +120,10 @@ def same(left: Any, right: Any) -> bool:
         return bool(left.equals(right))
     if isinstance(left, dict):
         return list(map(repr, left)) == list(map(repr, right)) and all(same(left[key], right[key]) for key in left)
+    if left is pd.NA or left is pd.NaT:
+        return left is right
+    if isinstance(left, (pd.Timestamp, pd.Timedelta)):
+        return bool(left == right and left.unit == right.unit and repr(left) == repr(right))
     if isinstance(left, (list, tuple)):
         return len(left) == len(right) and all(map(same, left, right))
     return bool(left == right) or (left != left and right != right)
@@ -154,6 +166,37 @@ OUT: Mapping[str, Callable[[], Any]] = {
             "delta": pd.to_timedelta([1, 2], unit="s"),
         }
     ),
+    "frame of odd steps": lambda: pd.DataFrame(
+        {
+            "sparse": pd.arrays.SparseArray([0.0, 0.0, 1.5]),
+            "month": pd.period_range("2026-01", periods=3, freq="M"),
+            "span": pd.IntervalIndex.from_breaks([0, 1, 2, 3], closed="left"),
+            "cut": pd.cut(pd.Series([1, 2, 3]), 2),
+        },
+        index=pd.date_range("2026-01-31", periods=3, freq="2ME", tz="Europe/Berlin", name="end"),
+    ),
+    "Series by quarter": lambda: pd.Series([1, 2], index=pd.period_range("2026", periods=2, freq="Q")),
+    "Series by hour": lambda: pd.Series([1, 2], index=pd.timedelta_range("1h", periods=2, freq="h")),
+    "Series by bin": lambda: pd.cut(pd.Series([1, 2, 3, 4]), 2).value_counts(),
+    "Series on workdays": lambda: pd.Series([1, 2, 3], index=pd.bdate_range("2026-01-02", periods=3)),
+    "moments of pandas": lambda: [
+        pd.Timestamp("2026-10-25 02:30:00.123456789", tz="UTC").tz_convert("Europe/Berlin"),
+        pd.Timestamp("2026-01-01").as_unit("s"), pd.Timestamp("2026-01-01", tz="UTC"), pd.Timedelta("-1D 3ns"), pd.NaT, pd.NA,
+        pd.Period("2026-03", "M"), pd.Period("2026-03-01 04", "2h"), pd.Interval(0, 1.5, "both"),
+        pd.Interval(pd.Timestamp("2026"), pd.Timestamp("2027")),
+    ],
+    "indexes": lambda: [
+        pd.Index(["a", "b"], name="q"), pd.RangeIndex(3), levels().index, pd.CategoricalIndex(["a", "b"]),
+        pd.date_range("2026-01-01", periods=3, freq="D"), pd.interval_range(0, 3), pd.Index([1, "a", None]), pd.Index([]),
+    ],
+    "masked arrays": lambda: [
+        np.ma.array([1, 2, 3], mask=[0, 1, 0], fill_value=-7), np.ma.array([[1.5], [2.5]], mask=True),
+    ],
+    "parts of Arrow": lambda: [
+        pa.table({"a": [1, None], "b": [["x"], []]}).to_batches()[0], pa.chunked_array([[1], [2, None]]), pa.array(["a", None]),
+        pa.RecordBatch.from_pylist([], pa.schema([("n", pa.int8())])), pa.array([1, 2, 3]).slice(1, 1),
+        pa.array(["a", "a"]).dictionary_encode(),
+    ],
     "frames in a dict": lambda: {"a": frame(), "b": [levels(), (np.arange(3),)]},
 }
 """Kinds of value that come back equal, by name."""

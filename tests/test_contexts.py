@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import os
 import socket
 import sqlite3
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 import polars
 import pyarrow as pa
+import pyarrow.dataset
 import pytest
 
 from rlm_jupyter.contexts import TEXT_PIECE, Named, Payload, prepare, read_path, read_text_file
@@ -106,6 +108,58 @@ async def test_functions_and_classes_of_the_notebook_go_by_value(kernel: Session
     exec("import math\nk = 3\ndef area(r): return math.floor(k * r * r)\nclass Box:\n    def open(self): return area(2)", space)
     await kernel.load({"f": space["area"], "box": space["Box"]()})
     assert await kernel.out("print(context['f'](2), context['box'].open())") == "12 12"
+
+
+OF_A_SESSION = """
+import dataclasses, enum, functools, typing
+class Kind(enum.Enum):
+    "what it is"
+    NOTE = "n"
+    LEASE = ("l", 2)
+    MEMO = "n"
+    @property
+    def short(self): return self.name[:1]
+    @classmethod
+    def usual(cls): return Kind.LEASE
+class Right(enum.IntFlag):
+    READ = enum.auto()
+    WRITE = enum.auto()
+    ALL = READ | WRITE
+class Word(str, enum.Enum):
+    YES = "yes"
+    def __str__(self): return "!" + self.value
+class Body(enum.Enum):
+    EARTH = (6, 2)
+    def __init__(self, mass, radius): self.mass, self.radius = mass, radius
+T = typing.TypeVar("T")
+class Shelf(typing.Generic[T]):
+    def __init__(self, of: T): self.of = of
+@dataclasses.dataclass
+class Doc:
+    kind: Kind = Kind.NOTE
+    rights: list = dataclasses.field(default_factory=lambda: [Right.READ])
+    @functools.cached_property
+    def said(self): return f"{self.kind.value}!"
+given = {"docs": [Doc(), Doc(Kind.LEASE)], Kind.MEMO: Right.READ | Right.WRITE, "word": Word.YES, "body": Body.EARTH, "shelf": Shelf(3)}
+"""
+
+
+async def test_enumerations_and_generic_classes_of_the_notebook_arrive_whole(kernel: Session) -> None:
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec(OF_A_SESSION, space)
+    await kernel.load(space["given"])
+    code = """
+docs, word, body = context["docs"], context["word"], context["body"]
+Kind, Right = type(docs[0].kind), type(context[docs[0].kind])
+print(list(Kind), Kind.MEMO is Kind.NOTE, Kind.__doc__, docs[1].kind is Kind.LEASE, docs[1].kind.short, Kind.usual(), Kind(("l", 2)))
+print(context[Kind.MEMO] is Right.ALL, docs[0].rights, str(word), word == "yes", body.mass / body.radius, context["shelf"].of)
+print(docs[0].said, docs[0])
+"""
+    assert (await kernel.out(code)).splitlines() == [
+        "[<Kind.NOTE: 'n'>, <Kind.LEASE: ('l', 2)>] True what it is True L Kind.LEASE Kind.LEASE",
+        "True [<Right.READ: 1>] !yes True 3.0 3",
+        "n! Doc(kind=<Kind.NOTE: 'n'>, rights=[<Right.READ: 1>])",
+    ]
 
 
 async def test_another_python_refuses_code_objects_in_one_line(kernel: Session) -> None:
@@ -222,6 +276,19 @@ class Failing:
 async def _nothing() -> None: ...
 
 
+def _model() -> Any:
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec("import pydantic\nclass Clause(pydantic.BaseModel):\n    name: str\nmade = Clause(name='x')", space)
+    return space["made"]
+
+
+def _odd_class() -> Any:
+    """Give an object whose class dill can write only by its name: it holds one of its own kind."""
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec("class Odd:\n    pass\nOdd.first = Odd()\nmade = Odd()", space)
+    return space["made"]
+
+
 @pytest.mark.parametrize(
     ("make", "told"),
     [
@@ -238,6 +305,16 @@ async def _nothing() -> None: ...
             "docs is a polars LazyFrame, which is not data yet; docs = docs.collect()",
         ),
         (lambda: pd.DataFrame({"a": [1]}).groupby("a"), "docs is a pandas DataFrameGroupBy"),
+        (lambda: [enumerate("ab")], "docs[0] is an enumerate, which can be read only once; make a list of it: list(docs[0])"),
+        (lambda: memoryview(b"abc"), "docs is a memoryview of another object; pass a copy of it: bytes(docs)"),
+        (lambda: {"m": io.StringIO("x")}, "docs['m'] is an open file; pass what it holds, as in text = docs['m'].read()"),
+        (
+            lambda: pa.RecordBatchReader.from_batches(pa.schema([]), []),
+            "docs is a pyarrow RecordBatchReader, which is not data yet; docs = docs.read_all()",
+        ),
+        (lambda: pyarrow.dataset.dataset(pa.table({"a": [1]})), "InMemoryDataset, which is not data yet; docs = docs.to_table()"),
+        (lambda: [_model()], "docs[0] is a pydantic model of a class that only this session has; pass docs[0].model_dump()"),
+        (lambda: {"t": _odd_class()}, "docs['t'], an Odd, cannot be sent (PicklingWarning: Cannot "),
     ],
 )
 @pytest.mark.filterwarnings("ignore::ResourceWarning")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import decimal
+import io
 import json
 import struct
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import matplotlib.figure
 import numpy as np
 import pandas as pd
+import polars as pl
+import pydantic
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -234,7 +237,70 @@ def test_other_things_come_back_as_text_with_their_type_named() -> None:
     back = there_and_back({"a": [sys, 1]})
     assert isinstance(back["a"][0], OtherText)
     assert back["a"][0].type_name == "module"
-    assert encode(pd.Series(pd.period_range("2026-01", periods=2, freq="M")))[0] == "text"
+    assert encode(np.rec.array([(1, 2.0)], names="a,b"))[0] == "text"
+
+
+def test_models_of_pydantic_come_back_as_records() -> None:
+    class Clause(pydantic.BaseModel):
+        name: str
+        pages: list[int] = []
+
+    found = there_and_back([Clause(name="x", pages=[1, 2])])
+    assert found[0].type_name.endswith("Clause") and found[0].fields == {"name": "x", "pages": [1, 2]}
+
+
+class NoText:
+    """An object that cannot even be told."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr here")
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: (n for n in range(3)), "is a generator, which has no value yet; .*list"),
+        (lambda: map(str, [1]), "is a map, which has no value yet"),
+        (lambda: io.StringIO("x"), "StringIO, which has no value yet"),
+        (lambda: pl.DataFrame({"a": [1]}).lazy(), r"LazyFrame, which has no value yet; .*\.collect\(\)"),
+        (NoText, "NoText has no text to give as an answer .RuntimeError: no repr here.; give what it holds"),
+        (lambda: {"a": [NoText()]}, "NoText has no text to give as an answer .RuntimeError: no repr here."),
+    ],
+)
+def test_what_has_no_value_is_refused_as_an_answer(make: Callable[[], Any], told: str) -> None:
+    with pytest.raises(TypeError, match=told):
+        encode(make())
+
+
+@pytest.mark.parametrize(
+    ("make", "begins"),
+    [
+        (lambda: 10**6000, hex(10**6000)[:1000]),
+        (lambda: {"a": [-(10**6000)]}, "<a dict that cannot be shown as text: Exceeds the limit"),
+        (lambda: (10**6000,), "<a tuple that cannot be shown as text: Exceeds the limit"),
+    ],
+    ids=["int", "dict", "tuple"],
+)
+def test_a_number_too_long_for_python_to_write_out_has_a_text(make: Callable[[], Any], begins: str) -> None:
+    back = there_and_back(make())
+    assert kinds.same(back, make())
+    assert as_text(back).startswith(begins)
+
+
+@pytest.mark.parametrize(
+    ("shape", "data"),
+    [
+        (["pandas.Period"], ["0x1", "__import__('os')"]),
+        (["pandas.Period"], ["0x" + "f" * 40, "D"]),
+        (["pandas.Index", ["steps", 0, [["objects", 0]], "D; 1"]], [[["a"]], [None]]),
+        (["pandas.Interval", 0], [[1, 2], "up"]),
+        (["pandas gap"], "nan"),
+        (["masked array", 0, 0, 0], [[1], [2], 3]),
+    ],
+)
+def test_p16_parts_of_frames_that_no_kernel_of_ours_sent_are_errors(shape: Any, data: Any) -> None:
+    with pytest.raises(ProtocolError, match="not valid"):
+        decode(typed(shape, data))
 
 
 def test_what_holds_itself_is_text() -> None:

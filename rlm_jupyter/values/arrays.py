@@ -51,3 +51,14 @@ def array(reader: Reader, details: list[Any], data: Any) -> np.ndarray[Any, Any]
     if not kind.itemsize:
         return np.zeros(shape, kind)
     return np.frombuffer(bytearray(section), kind).reshape(shape)
+
+
+def masked(values: Any, mask: Any, filler: Any) -> np.ma.MaskedArray[Any, Any]:
+    """Give an array with gaps; a mask of no dimension where there is none."""
+    if not all(isinstance(part, np.ndarray) for part in (values, mask, filler)) or filler.shape:
+        raise Malformed("an array with gaps that is none")
+    if mask.dtype.kind != "b" and mask.dtype.names is None:
+        raise Malformed("an array whose gaps do not fit")
+    if mask.shape not in (values.shape, ()) or (not mask.shape and bool(mask)):
+        raise Malformed("an array whose gaps do not fit")
+    return np.ma.MaskedArray(values, mask if mask.shape or not values.shape else np.ma.nomask, fill_value=filler[()])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
+import re
 from typing import Any
 
 from rlm_jupyter.values.arrays import array, shape_of
 from rlm_jupyter.values.typed import Malformed, Reader, pair, text, whole, zone
 
 Details = list[Any]
+_STEP = re.compile(r"-?\d{0,9}[A-Za-z]{1,10}(?:-[A-Za-z0-9-]{1,12})?")
 
 
 def objects_array(reader: Reader, details: Details, data: Any) -> Any:
@@ -54,6 +57,47 @@ def pandas_series(reader: Reader, details: Details, data: Any) -> Any:
     return pd.Series(_column(reader, shape, column), index=_index(reader, index_shape, index_data), name=name)
 
 
+def pandas_index(reader: Reader, details: Details, data: Any) -> Any:
+    return _index(reader, pair(details, 1)[0], data)
+
+
+def pandas_timestamp(reader: Reader, details: Details, data: Any) -> Any:
+    import pandas as pd
+
+    moment, where = pair(data)
+    found = pd.Timestamp(reader.read(pair(details, 1)[0], moment))
+    return found if where is None else found.tz_localize("UTC").tz_convert(zone(where))
+
+
+def pandas_timedelta(reader: Reader, details: Details, data: Any) -> Any:
+    import pandas as pd
+
+    return pd.Timedelta(reader.read(pair(details, 1)[0], data))
+
+
+def pandas_period(reader: Reader, details: Details, data: Any) -> Any:
+    import pandas as pd
+
+    ordinal, step = pair(data)
+    return pd.Period(ordinal=int(text(ordinal), 16), freq=_step(step))
+
+
+def pandas_interval(reader: Reader, details: Details, data: Any) -> Any:
+    import pandas as pd
+
+    ends, closed = pair(data)
+    left, right = pair(reader.items(pair(details, 1)[0], ends))
+    return pd.Interval(left, right, closed=_closed(closed))
+
+
+def pandas_gap(reader: Reader, details: Details, data: Any) -> Any:
+    import pandas as pd
+
+    if data not in ("NaT", "<NA>"):
+        raise Malformed("a gap of unknown kind")
+    return pd.NaT if data == "NaT" else pd.NA
+
+
 def _index(reader: Reader, shape: Any, data: Any) -> Any:
     import pandas as pd
 
@@ -64,16 +108,28 @@ def _index(reader: Reader, shape: Any, data: Any) -> Any:
     if shape[0] == "range":
         start, stop, step = map(whole, pair(held, 3))
         return pd.RangeIndex(start, stop, step, name=names[0])
-    if shape[0] not in ("index", "levels"):
+    if shape[0] not in ("index", "levels", "steps"):
         raise Malformed("an index of unknown kind")
-    shapes = pair(shape, 3)[2]
+    shapes = pair(shape, 4 if shape[0] == "steps" else 3)[2]
     if type(shapes) is not list or type(held) is not list or not shapes or not len(shapes) == len(held) == len(names):
         raise Malformed("an index of unknown kind")
     levels = [_column(reader, *each) for each in zip(shapes, held, strict=True)]
     if shape[0] == "levels":
         return pd.MultiIndex.from_arrays([pd.Index(level) for level in levels], names=names)
     level = levels[0]
-    return pd.Index(level, name=names[0], dtype=getattr(level, "dtype", None))
+    index = pd.Index(level, name=names[0], dtype=getattr(level, "dtype", None))
+    if shape[0] == "steps":
+        step = _step(shape[3])
+        with contextlib.suppress(ValueError, TypeError):  # steps that their name does not tell in full, as those of holidays
+            index.freq = step  # type: ignore[attr-defined]
+    return index
+
+
+def _step(told: Any) -> str:
+    """Read the name of an interval of time, as `D`, `2h` or `QE-DEC`."""
+    if not _STEP.fullmatch(text(told)):
+        raise Malformed("an interval of time that is none")
+    return str(told)
 
 
 def _column(reader: Reader, shape: Any, data: Any) -> Any:
@@ -89,6 +145,19 @@ def _column(reader: Reader, shape: Any, data: Any) -> Any:
             return _array(reader, details[0], data)
         case "objects":
             return _objects(np, reader.items(details[0], data))
+        case "period":
+            values, step = _array(reader, pair(details)[0], data), _step(details[1])
+            return pd.PeriodIndex.from_ordinals(values, freq=step).array
+        case "interval":
+            left_shape, right_shape, closed = pair(details, 3)
+            ends = [_index(reader, *each) for each in zip((left_shape, right_shape), pair(data), strict=True)]
+            return pd.arrays.IntervalArray.from_arrays(*ends, closed=_closed(closed))
+        case "sparse":
+            values_shape, filler_shape = pair(details)
+            column, filler = pair(data)
+            return pd.arrays.SparseArray(
+                _column(reader, values_shape, column), fill_value=reader.read(filler_shape, filler)
+            )
         case "string":
             shapes, storage, missing = pair(details, 3)
             items = reader.items(shapes, data)
@@ -122,6 +191,12 @@ def _array(reader: Reader, shape: Any, data: Any) -> Any:
     if found.ndim != 1:
         raise Malformed("a column of several dimensions")
     return found
+
+
+def _closed(told: Any) -> Any:
+    if told not in ("left", "right", "both", "neither"):
+        raise Malformed("an interval of unknown ends")
+    return told
 
 
 def _string_type(storage: str, missing: str) -> Any:
@@ -158,6 +233,24 @@ def arrow_table(reader: Reader, details: Details, data: Any) -> Any:
         table = stream.read_all()
     table.validate(full=True)
     return table
+
+
+def arrow_batch(reader: Reader, details: Details, data: Any) -> Any:
+    import pyarrow as pa
+
+    table = arrow_table(reader, [], data)
+    return next(iter(table.combine_chunks().to_batches()), None) or pa.RecordBatch.from_pylist([], table.schema)
+
+
+def arrow_chunks(reader: Reader, details: Details, data: Any) -> Any:
+    table = arrow_table(reader, [], data)
+    if table.num_columns != 1:
+        raise Malformed("a column that is a table")
+    return table.column(0)
+
+
+def arrow_array(reader: Reader, details: Details, data: Any) -> Any:
+    return arrow_chunks(reader, details, data).combine_chunks()
 
 
 def polars_frame(reader: Reader, details: Details, data: Any) -> Any:

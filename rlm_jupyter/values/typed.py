@@ -222,6 +222,12 @@ def _numpy_scalar(reader: Reader, details: Details, data: Any) -> Any:
     return _numpy(reader, details, data)[()]
 
 
+def _masked_array(reader: Reader, details: Details, data: Any) -> Any:
+    from rlm_jupyter.values import arrays
+
+    return arrays.masked(*(reader.read(*each) for each in zip(pair(details, 3), pair(data, 3), strict=True)))
+
+
 def _table(name: str) -> Callable[[Reader, Details, Any], Any]:
     def read(reader: Reader, details: Details, data: Any) -> Any:
         from rlm_jupyter.values import tables
@@ -258,10 +264,20 @@ _READERS: dict[str, Callable[[Reader, Details, Any], Any]] = {
     "text": lambda reader, details, data: OtherText(text(data), text(details[0])[:200]),
     "ndarray": _numpy,
     "numpy scalar": _numpy_scalar,
+    "masked array": _masked_array,
     "ndarray of objects": lambda reader, details, data: _table("objects_array")(reader, details, data),
     "pandas.DataFrame": _table("pandas_frame"),
     "pandas.Series": _table("pandas_series"),
+    "pandas.Index": _table("pandas_index"),
+    "pandas.Timestamp": _table("pandas_timestamp"),
+    "pandas.Timedelta": _table("pandas_timedelta"),
+    "pandas.Period": _table("pandas_period"),
+    "pandas.Interval": _table("pandas_interval"),
+    "pandas gap": _table("pandas_gap"),
     "pyarrow.Table": _table("arrow_table"),
+    "pyarrow.RecordBatch": _table("arrow_batch"),
+    "pyarrow.ChunkedArray": _table("arrow_chunks"),
+    "pyarrow.Array": _table("arrow_array"),
     "polars.DataFrame": _table("polars_frame"),
     "polars.Series": _table("polars_series"),
 }

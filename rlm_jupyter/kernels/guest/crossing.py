@@ -10,11 +10,13 @@ source is executed in every kernel.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import io
 import json
 import struct
-from collections.abc import Collection
+import types
+from collections.abc import Collection, Iterator
 from typing import Any
 
 PACKAGES = ("numpy", "pandas", "pyarrow", "polars")
@@ -22,6 +24,8 @@ _DEEPEST = 100
 _PARTS_CAP = 5_000_000
 _INT_BITS = 8192
 _PICTURE_CAP = 8 * 1024 * 1024
+_SPARSE_CAP = 20_000_000
+"""Rows of a sparse column, which goes out as what it shows."""
 _PLAIN = 0
 """The shape of data that JSON gives back exactly."""
 
@@ -36,9 +40,14 @@ class _Inexact(Exception):
 def encode(value: Any, packages: Collection[str] = PACKAGES) -> tuple[str, str, bytes]:
     """Give form, type name and bytes of a value: exact, or as text with its type named.
 
-    `packages` are those that the host has: it could not read a table of another.
+    `packages` are those that the host has: it could not read a table of another. A TypeError says what has no value yet, such
+    as a generator, and what cannot even be told as text.
     """
     kind = type_name(value)
+    if isinstance(value, (Iterator, types.AsyncGeneratorType, asyncio.Future)) or kind.startswith("polars.lazyframe."):
+        raise TypeError(f"the answer is a {kind}, which has no value yet; give what comes of it, as list(...) or .collect() does")
+    if isinstance(value, types.CoroutineType):
+        raise TypeError("the answer is a coroutine, which has no value yet; await it first")
     if type(value) is str:
         return "text", kind, value.encode("utf-8", "surrogatepass")
     try:
@@ -50,7 +59,7 @@ def encode(value: Any, packages: Collection[str] = PACKAGES) -> tuple[str, str, 
             return "typed", kind, encoder.frame(shape, data)
     except (_Inexact, ValueError, RecursionError):
         pass
-    return "text", kind, text_of(value).encode("utf-8", "surrogatepass")
+    return "text", kind, _told(value).encode("utf-8", "surrogatepass")
 
 
 def type_name(value: Any) -> str:
@@ -63,6 +72,14 @@ def type_name(value: Any) -> str:
 def text_of(value: Any) -> str:
     """Give what a value looks like as text."""
     return str(value) if isinstance(value, str) or _root(value) in ("pandas", "polars") else repr(value)
+
+
+def _told(value: Any) -> str:
+    try:
+        return text_of(value)
+    except Exception as error:  # an object's own __repr__ may raise anything
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise TypeError(f"a {type_name(value)} has no text to give as an answer ({reason}); give what it holds") from None
 
 
 def _root(value: Any) -> str:
@@ -162,12 +179,14 @@ class _Encoder:
         root = _root(value)
         if root in PACKAGES and root not in self._packages:
             return None
-        if root == "numpy" and hasattr(value, "dtype") and type(value).__name__ not in ("matrix", "MaskedArray", "recarray"):
+        if root == "numpy" and type(value).__name__ == "MaskedArray":
+            return self._masked(value)
+        if root == "numpy" and hasattr(value, "dtype") and type(value).__name__ not in ("matrix", "recarray"):
             return self._array(value)
-        if root == "pandas" and type(value).__name__ in ("DataFrame", "Series"):
-            return self._pandas(value)
-        if root == "pyarrow" and type(value).__name__ == "Table":
-            return ["pyarrow.Table"], self._arrow(value)
+        if root == "pandas":
+            return self._pandas(value) if type(value).__name__ in ("DataFrame", "Series") else self._pandas_part(value)
+        if root == "pyarrow":
+            return self._pyarrow(value)
         if root == "polars" and type(value).__name__ in ("DataFrame", "Series"):
             series = type(value).__name__ == "Series"
             return [f"polars.{type(value).__name__}"], self._polars(value.to_frame() if series else value)
@@ -181,8 +200,12 @@ class _Encoder:
             names = [field.name for field in dataclasses.fields(value)]
         elif isinstance(value, tuple) and isinstance(getattr(kind, "_fields", None), tuple):
             names = list(kind._fields)
+        elif isinstance(getattr(kind, "__pydantic_fields__", None), dict):
+            names = list(kind.__pydantic_fields__)
+        elif isinstance(getattr(kind, "__attrs_attrs__", None), tuple):
+            names = [field.name for field in kind.__attrs_attrs__]
         if names is None or not all(type(name) is str and hasattr(value, name) for name in names):
-            return ["text", type_name(value)], text_of(value).encode("utf-8", "backslashreplace").decode()
+            return ["text", type_name(value)], _told(value).encode("utf-8", "backslashreplace").decode()
         shapes, data = self._items([getattr(value, name) for name in names])
         return ["record", type_name(value), names, shapes], data
 
@@ -193,13 +216,33 @@ class _Encoder:
 
         array = np.asarray(value)
         scalar = not isinstance(value, np.ndarray)
-        if array.dtype.hasobject or (not scalar and type(value) is not np.ndarray):
+        if array.dtype.hasobject or (not scalar and type(value) not in (np.ndarray, np.memmap)):
             if array.dtype == object and not scalar:
                 shapes, data = self._items(array.ravel().tolist())
                 return ["ndarray of objects", list(array.shape), shapes], data
             raise _Inexact(str(array.dtype))
         section = self._section(np.ascontiguousarray(array).tobytes())
         return ["numpy scalar" if scalar else "ndarray", _dtype(array.dtype), list(array.shape)], section
+
+    def _masked(self, value: Any) -> Encoded:
+        import numpy as np
+
+        if value.dtype.hasobject or type(value) is not np.ma.MaskedArray:
+            raise _Inexact(str(value.dtype))
+        values, mask, filler = (self._array(np.asarray(part)) for part in (value.data, value.mask, value.fill_value))
+        return ["masked array", values[0], mask[0], filler[0]], [values[1], mask[1], filler[1]]
+
+    def _pyarrow(self, value: Any) -> Encoded | None:
+        import pyarrow as pa
+
+        if isinstance(value, pa.Table):
+            return ["pyarrow.Table"], self._arrow(value)
+        if isinstance(value, pa.RecordBatch):
+            return ["pyarrow.RecordBatch"], self._arrow(pa.Table.from_batches([value]))
+        if isinstance(value, (pa.ChunkedArray, pa.Array)):
+            kind = "ChunkedArray" if isinstance(value, pa.ChunkedArray) else "Array"
+            return [f"pyarrow.{kind}"], self._arrow(pa.table({"": value}))
+        return None
 
     def _arrow(self, table: Any) -> int:
         import pyarrow as pa
@@ -227,6 +270,28 @@ class _Encoder:
         shapes = ["pandas.DataFrame", index[0], labels[0], [shape for shape, _ in columns]]
         return shapes, [index[1], labels[1], [data for _, data in columns]]
 
+    def _pandas_part(self, value: Any) -> Encoded | None:
+        """Encode what columns and indexes are made of: a moment, a span, a gap; or an index by itself."""
+        import pandas as pd
+
+        if value is pd.NaT or value is pd.NA:
+            return ["pandas gap"], str(value)
+        if type(value) is pd.Timestamp:
+            moment = self._array(value.to_datetime64())
+            return ["pandas.Timestamp", moment[0]], [moment[1], _zone(value.tz)]
+        if type(value) is pd.Timedelta:
+            span = self._array(value.to_timedelta64())
+            return ["pandas.Timedelta", span[0]], span[1]
+        if type(value) is pd.Period:
+            return ["pandas.Period"], [hex(value.ordinal), value.freqstr]
+        if type(value) is pd.Interval:
+            shapes, ends = self._items([value.left, value.right])
+            return ["pandas.Interval", shapes], [ends, value.closed]
+        if isinstance(value, pd.Index):
+            shape, data = self._index(value)
+            return ["pandas.Index", shape], data
+        return None
+
     def _index(self, index: Any) -> Encoded:
         kind = type(index).__name__
         names = self._items(index.names)
@@ -234,8 +299,10 @@ class _Encoder:
             return ["range", names[0]], [[index.start, index.stop, index.step], names[1]]
         levels = [index.get_level_values(n) for n in range(index.nlevels)] if kind == "MultiIndex" else [index]
         columns = [self._column(level.array, level.dtype) for level in levels]
-        shape = ["levels" if kind == "MultiIndex" else "index", names[0], [shape for shape, _ in columns]]
-        return shape, [[data for _, data in columns], names[1]]
+        shapes, data = [shape for shape, _ in columns], [data for _, data in columns]
+        if kind in ("DatetimeIndex", "TimedeltaIndex") and index.freq is not None:
+            return ["steps", names[0], shapes, index.freqstr], [data, names[1]]
+        return ["levels" if kind == "MultiIndex" else "index", names[0], shapes], [data, names[1]]
 
     def _column(self, array: Any, dtype: Any) -> Encoded:
         """Encode one column of pandas: what numpy holds as it is, the rest by the parts that make it."""
@@ -246,6 +313,15 @@ class _Encoder:
         if kind == "DatetimeTZDtype":
             values = self._array(array.tz_convert("UTC").tz_localize(None).to_numpy())
             return ["zoned", values[0], _zone(dtype.tz)], values[1]
+        if kind == "PeriodDtype":
+            values = self._array(array.asi8)
+            return ["period", values[0], dtype._freqstr if hasattr(dtype, "_freqstr") else dtype.freq.freqstr], values[1]
+        if kind == "IntervalDtype":
+            left, right = self._index(array.left), self._index(array.right)
+            return ["interval", left[0], right[0], array.closed], [left[1], right[1]]
+        if kind == "SparseDtype" and len(array) <= _SPARSE_CAP:
+            values, filler = self._column(array.to_dense(), dtype.subtype), self.encode(dtype.fill_value)
+            return ["sparse", values[0], filler[0]], [values[1], filler[1]]
         if kind == "StringDtype":
             missing = array.isna()
             shapes, data = self._items(None if gone else item for item, gone in zip(array, missing, strict=True))
@@ -263,7 +339,7 @@ class _Encoder:
             shapes, data = self._items(array)
             return ["objects", shapes], data
         if type(dtype).__module__.partition(".")[0] == "numpy":
-            values = self._array(array.to_numpy())
+            values = self._array(array if type(array).__module__ == "numpy" else array.to_numpy())
             return ["numpy", values[0]], values[1]
         raise _Inexact(str(dtype))
 

@@ -14,12 +14,18 @@ executed in every kernel. Standard library only at import.
 from __future__ import annotations
 
 import asyncio
+import enum
+import functools
 import io
 import json
+import operator
 import pickle
 import struct
 import sys
+import threading
 import types
+import typing
+import warnings
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -31,7 +37,16 @@ _LAZY = {
     "LazyGroupBy": "collect it first",
     "DataFrameGroupBy": "use an aggregate of it, or the frame itself",
     "SeriesGroupBy": "use an aggregate of it, or the series itself",
+    "GroupBy": "use an aggregate of it, or the frame itself",
+    "Expr": "evaluate it on a frame first",
+    "RecordBatchReader": "{where} = {where}.read_all()",
+    "InMemoryDataset": "{where} = {where}.to_table()",
+    "FileSystemDataset": "{where} = {where}.to_table()",
+    "UnionDataset": "{where} = {where}.to_table()",
+    "Scanner": "{where} = {where}.to_table()",
+    "DuckDBPyRelation": "{where} = {where}.df()",
 }
+_RLOCK = type(threading.RLock())
 _DEEPEST = 20
 _PARTS = 10_000
 
@@ -81,16 +96,28 @@ class _Reducer:
         root = str(kind.__module__).partition(".")[0]
         if root in PACKAGES:
             self.packages.add(root)
-            if kind.__name__ in _LAZY and root in ("polars", "pandas"):
-                raise Unsendable(obj, f"is a {root} {kind.__name__}, which is not data yet; {_LAZY[kind.__name__]}")
+            if kind.__name__ in _LAZY:
+                raise Unsendable(obj, f"is {_an(f'{root} {kind.__name__}')}, which is not data yet; {_LAZY[kind.__name__]}")
             if root == "pyarrow":
                 return _compact(obj)
         elif isinstance(obj, io.IOBase):
-            raise Unsendable(obj, "is an open file; pass what it holds, as in text = f.read(), or its path")
+            raise Unsendable(obj, "is an open file; pass what it holds, as in text = {where}.read(), or its path")
         elif isinstance(obj, (Iterator, asyncio.Future)) or kind in (types.CoroutineType, types.AsyncGeneratorType):
-            raise Unsendable(obj, f"is a {kind.__name__}, which can be read only once; make a list of it: list(...)")
-        elif not self.by_value and _is_of_the_session(obj):
-            raise ByValue
+            told = "await it first" if kind is types.CoroutineType else "make a list of it: list({where})"
+            raise Unsendable(obj, f"is {_an(kind.__name__)}, which can be read only once; {told}")
+        elif kind is _RLOCK:  # dill restores one that nobody holds as one that is held for ever: that of a cached_property
+            return threading.RLock, ()
+        elif kind is memoryview:
+            raise Unsendable(obj, "is a memoryview of another object; pass a copy of it: bytes({where})")
+        elif isinstance(getattr(kind, "__pydantic_fields__", None), dict) and _is_of_the_session(kind):
+            raise Unsendable(obj, "is a pydantic model of a class that only this session has; pass {where}.model_dump()")
+        elif _is_of_the_session(obj):
+            if not self.by_value:
+                raise ByValue
+            if isinstance(obj, enum.EnumMeta):
+                return _enumeration(obj)
+        elif type(obj) is typing.TypeVar and obj.__module__ == "__main__":
+            return typing.TypeVar, (obj.__name__, *obj.__constraints__)
         return NotImplemented
 
 
@@ -106,7 +133,7 @@ def write(value: Any, target: Target, *, by_value: bool) -> None:
     """Write the pickle, the buffers that it leaves outside, and an index of them."""
     buffers: list[pickle.PickleBuffer] = []
     pickler = _pickler(target, buffers, by_value=by_value)
-    pickler.dump(value)
+    _dump(pickler, value, by_value=by_value)
     index: dict[str, Any] = {
         "pickle": target.size,
         "buffers": [],
@@ -121,6 +148,18 @@ def write(value: Any, target: Target, *, by_value: bool) -> None:
         target.write(raw)
     data = json.dumps(index).encode("ascii")
     target.write(data + struct.pack(">Q", len(data)))
+
+
+def _dump(pickler: Any, value: Any, *, by_value: bool) -> None:
+    """Pickle a value; what dill could write only by a name that no other process knows is an error, not a warning."""
+    if not by_value:
+        pickler.dump(value)
+        return
+    import dill
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", dill.PicklingWarning)
+        pickler.dump(value)
 
 
 def pack(value: Any, name: str) -> tuple[str, Chunks]:
@@ -159,6 +198,35 @@ def _pickler(file: Any, buffers: list[pickle.PickleBuffer], *, by_value: bool) -
     return pickler
 
 
+def _an(name: str) -> str:
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
+_GIVEN_BY_ENUM = frozenset({"_generate_next_value_", "__new__", "__reduce_ex__", "__dict__", "__weakref__", "__module__", "__qualname__"})
+
+
+def _enumeration(kind: Any) -> Any:
+    """Reduce an enumeration, which dill would write by its name, to its members; what else it holds is set afterwards."""
+    body = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    start = vars(kind).get("__init__")
+    if start is not None:
+        body["__init__"] = start
+    members = {name: member._value_ for name, member in kind.__members__.items()}
+    others = {
+        name: part
+        for name, part in vars(kind).items()
+        if name not in members and name not in body and name not in _GIVEN_BY_ENUM and not _is_of_enum(name, part)
+    }
+    make = functools.partial(types.new_class, kind.__name__, kind.__bases__, {})
+    return make, (operator.methodcaller("update", {**body, **members}),), (None, others)
+
+
+def _is_of_enum(name: str, part: Any) -> bool:
+    """Whether a part of an enumeration was put there by its metaclass: private names of its, and what it took over."""
+    own = isinstance(part, (types.FunctionType, classmethod, staticmethod, property, functools.cached_property))
+    return (name.startswith("_") and not own) or getattr(part, "__module__", "__main__") == "enum"
+
+
 def _is_of_the_session(obj: Any) -> bool:
     return isinstance(obj, (type, types.FunctionType)) and (obj.__module__ == "__main__" or "<" in obj.__qualname__)
 
@@ -194,7 +262,7 @@ def refusal(value: Any, name: str, error: Exception) -> str:
     if isinstance(error, Unsendable):
         return f"{where} {str(error).format(where=where)}"
     reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    return f"{where}, a {type(item).__name__}, cannot be sent ({reason}); leave it out, or pass what it holds"
+    return f"{where}, {_an(type(item).__name__)}, cannot be sent ({reason}); leave it out, or pass what it holds"
 
 
 def _culprit(value: Any, name: str, error: Exception) -> tuple[str, Any, Exception]:
@@ -214,7 +282,7 @@ def _culprit(value: Any, name: str, error: Exception) -> tuple[str, Any, Excepti
 
 def _failure(value: Any) -> Exception | None:
     try:
-        _pickler(_Nowhere(), [], by_value=True).dump(value)
+        _dump(_pickler(_Nowhere(), [], by_value=True), value, by_value=True)
     except Exception as error:  # the object's own code may raise anything; the refusal names it
         return error
     return None
