@@ -140,7 +140,8 @@ class Doc:
     rights: list = dataclasses.field(default_factory=lambda: [Right.READ])
     @functools.cached_property
     def said(self): return f"{self.kind.value}!"
-given = {"docs": [Doc(), Doc(Kind.LEASE)], Kind.MEMO: Right.READ | Right.WRITE, "word": Word.YES, "body": Body.EARTH, "shelf": Shelf(3)}
+given = {"docs": [Doc(), Doc(Kind.LEASE)], Kind.MEMO: Right.READ | Right.WRITE, "word": Word.YES, "body": Body.EARTH}
+given["shelf"] = Shelf(3)
 """
 
 
@@ -151,12 +152,14 @@ async def test_enumerations_and_generic_classes_of_the_notebook_arrive_whole(ker
     code = """
 docs, word, body = context["docs"], context["word"], context["body"]
 Kind, Right = type(docs[0].kind), type(context[docs[0].kind])
-print(list(Kind), Kind.MEMO is Kind.NOTE, Kind.__doc__, docs[1].kind is Kind.LEASE, docs[1].kind.short, Kind.usual(), Kind(("l", 2)))
+print(list(Kind), Kind.MEMO is Kind.NOTE, Kind.__doc__, docs[1].kind is Kind.LEASE, docs[1].kind.short)
+print(Kind.usual(), Kind(("l", 2)))
 print(context[Kind.MEMO] is Right.ALL, docs[0].rights, str(word), word == "yes", body.mass / body.radius, context["shelf"].of)
 print(docs[0].said, docs[0])
 """
     assert (await kernel.out(code)).splitlines() == [
-        "[<Kind.NOTE: 'n'>, <Kind.LEASE: ('l', 2)>] True what it is True L Kind.LEASE Kind.LEASE",
+        "[<Kind.NOTE: 'n'>, <Kind.LEASE: ('l', 2)>] True what it is True L",
+        "Kind.LEASE Kind.LEASE",
         "True [<Right.READ: 1>] !yes True 3.0 3",
         "n! Doc(kind=<Kind.NOTE: 'n'>, rights=[<Right.READ: 1>])",
     ]
@@ -312,7 +315,10 @@ def _odd_class() -> Any:
             lambda: pa.RecordBatchReader.from_batches(pa.schema([]), []),
             "docs is a pyarrow RecordBatchReader, which is not data yet; docs = docs.read_all()",
         ),
-        (lambda: pyarrow.dataset.dataset(pa.table({"a": [1]})), "InMemoryDataset, which is not data yet; docs = docs.to_table()"),
+        (
+            lambda: pyarrow.dataset.dataset(pa.table({"a": [1]})),
+            "InMemoryDataset, which is not data yet; docs = docs.to_table()",
+        ),
         (lambda: [_model()], "docs[0] is a pydantic model of a class that only this session has; pass docs[0].model_dump()"),
         (lambda: {"t": _odd_class()}, "docs['t'], an Odd, cannot be sent (PicklingWarning: Cannot "),
     ],
@@ -425,13 +431,14 @@ def test_a_folder_and_a_glob_are_dicts_of_relative_paths(tmp_path: Path) -> None
     assert read.value == {"a.txt": "one", "sub/b.md": "two\r\n"}
     assert "1 file that holds no text was not read: c.png (9 bytes)" in prepare(read).description
     assert "texts of 2 files" in prepare(read).description
+    (tmp_path / "in" / "sub" / "loop").symlink_to("..")
     assert read_path(str(tmp_path / "in" / "**" / "*.md")).value == {"sub/b.md": "two\r\n"}
 
 
 @pytest.mark.parametrize(
     ("name", "data", "told"),
     [
-        ("a.bin", b"\xff\xfea", "not UTF-8 text"),
+        ("a.bin", b"\xffa", "not UTF-8 text"),
         ("a.bin", b"ELF\x00\x01", "binary"),
         ("a.pdf", b"%PDF-1.7 \x00", "a PDF, not text; type from pypdf import PdfReader"),
         ("a.xlsx", b"PK\x03\x04\x00", "an Excel file, not text; type import pandas; text = pandas.read_excel("),
@@ -439,6 +446,16 @@ def test_a_folder_and_a_glob_are_dicts_of_relative_paths(tmp_path: Path) -> None
         ("a.dat", b"PAR1\x00", "a Parquet file"),
         ("a.docx", b"PK\x03\x04\x00", "a Word file"),
         ("a.gz", b"\x1f\x8b\x08", "gzip.open"),
+        ("a.tar.gz", b"\x1f\x8b\x08", "an archive, not text; unpack it"),
+        ("a.tgz", b"\x1f\x8b\x08", "an archive, not text; unpack it"),
+        ("a.npz", b"PK\x03\x04\x00", "an archive, not text; unpack it, and name the folder"),
+        ("a.xz", b"\xfd7zXZ\x00\x00", "lzma.open("),
+        ("a.db", b"SQLite format 3\x00", "an SQLite database, not text; type import pandas, sqlite3; text = pandas.read_sql("),
+        ("a.pkl", b"\x80\x05\x95\x00", "a pickle, not text; type import pandas; text = pandas.read_pickle("),
+        ("a.jpeg", b"\xff\xd8\xff\xe0\x00", "a picture, not text; type from PIL import Image; text = Image.open("),
+        ("a.txt", "hi".encode("utf-16"), "encoding='utf-16').read()"),
+        ("a.txt", "hi".encode("utf-32"), "encoding='utf-32').read()"),
+        ("a.txt", "h\u00e9".encode("latin-1"), "encoding='latin-1').read()"),
     ],
 )
 def test_a_file_that_is_no_text_is_refused_with_what_to_type(tmp_path: Path, name: str, data: bytes, told: str) -> None:
@@ -463,3 +480,32 @@ def test_a_folder_without_text_and_missing_things_are_refused(tmp_path: Path) ->
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(SettingsError, match="not a file with text"):
         read_path(str(tmp_path / "pipe"))
+
+
+def test_what_is_not_there_is_told_with_what_to_type(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "astray").symlink_to("nowhere")
+    with pytest.raises(SettingsError, match=r"no such file; did you mean .*notes\.txt\?"):
+        read_path(str(tmp_path / "notes.tx"))
+    with pytest.raises(SettingsError, match="a link to nowhere, where nothing is"):
+        read_path(str(tmp_path / "astray"))
+    with pytest.raises(SettingsError, match="File name too long"):
+        read_text_file("x" * 5000)
+
+
+def test_a_path_is_not_taken_for_what_it_leads_to() -> None:
+    with pytest.raises(SettingsError, match=r"page is a path, .*; type --context \./notes, or pass page\.read_text\(\)"):
+        prepare(Named({"page": Path("notes")}))
+
+
+class Shy(list[int]):
+    """A list that does not tell how long it is."""
+
+    def __len__(self) -> int:
+        raise RuntimeError("no length")
+
+
+def test_an_object_that_cannot_be_looked_at_is_a_context_too() -> None:
+    context = prepare(Named({"shy": Shy([1])}))
+    assert (context.size, context.unit) == (1, "value")
+    assert context.description == "`context` is a tests.Shy, which cannot be looked at from outside (RuntimeError)."

@@ -13,7 +13,6 @@ from typing import Any
 
 import matplotlib.figure
 import numpy as np
-import pandas as pd
 import polars as pl
 import pydantic
 import pytest
@@ -246,7 +245,8 @@ def test_models_of_pydantic_come_back_as_records() -> None:
         pages: list[int] = []
 
     found = there_and_back([Clause(name="x", pages=[1, 2])])
-    assert found[0].type_name.endswith("Clause") and found[0].fields == {"name": "x", "pages": [1, 2]}
+    assert found[0].type_name.endswith("Clause")
+    assert found[0].fields == {"name": "x", "pages": [1, 2]}
 
 
 class NoText:

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 from rlm_jupyter.contexts import pickling
 from rlm_jupyter.contexts.paths import Read, read_path, read_text_file
 from rlm_jupyter.contexts.payload import Payload, Progress, Writer
+from rlm_jupyter.errors import SettingsError
 from rlm_jupyter.kernels.guest import describing
 
 __all__ = ["TEXT_PIECE", "Context", "Named", "Payload", "Progress", "prepare", "read_path", "read_text_file"]
@@ -64,6 +66,9 @@ def prepare(value: Any, name: str = "context", progress: Progress | None = None)
             return _prepare_several(value.inputs, progress)
         ((name, value),) = value.inputs.items()
     value, note = (value.value, value.note) if isinstance(value, Read) else (value, "")
+    if isinstance(value, PurePath):
+        place = f"./{value}" if str(value).isidentifier() else value
+        raise SettingsError(f"{name} is a path, not what it leads to; type --context {place}, or pass {name}.read_text()")
     payload = _text(value, progress) if type(value) is str else pickling.write(value, name, progress)
     size, unit = describing.size(value)
     return Context(payload, describing.type_name(value), size, unit, describing.describe(value, note))

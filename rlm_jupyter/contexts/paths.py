@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import errno
 import glob
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rlm_jupyter.errors import SettingsError
@@ -23,6 +24,8 @@ LISTED = 20
 _SNIFF = 8192
 NEITHER = "neither a variable nor a path; to ask about a value, assign it to a variable in a cell above and name that"
 
+_UNPACK = "unpack it, and name the folder"
+_TEXT_BY_OFFICE = "save it as text first, as with soffice --headless --convert-to txt:Text {path}, and name that file"
 _CONVERSIONS = {
     ".pdf": (
         "a PDF",
@@ -36,7 +39,22 @@ _CONVERSIONS = {
     ".npy": ("a NumPy file", "import numpy; text = numpy.load({path!r})"),
     ".docx": ("a Word file", "import docx; text = '\\n'.join(p.text for p in docx.Document({path!r}).paragraphs)"),
     ".gz": ("compressed", "import gzip; text = gzip.open({path!r}, 'rt').read()"),
-    ".zip": ("an archive", "unpack it, and name the folder"),
+    ".zip": ("an archive", _UNPACK),
+    ".tar": ("an archive", _UNPACK),
+    ".bz2": ("compressed", "import bz2; text = bz2.open({path!r}, 'rt').read()"),
+    ".xz": ("compressed", "import lzma; text = lzma.open({path!r}, 'rt').read()"),
+    ".zst": ("compressed", "unpack it with zstd -d {path}, and name the file that this gives"),
+    ".pptx": ("a PowerPoint file", _TEXT_BY_OFFICE),
+    ".doc": ("an old Word file", _TEXT_BY_OFFICE),
+    ".odt": ("an OpenDocument file", _TEXT_BY_OFFICE),
+    ".epub": ("an e-book, which is an archive of web pages", _UNPACK),
+    ".db": (
+        "an SQLite database",
+        "import pandas, sqlite3; text = pandas.read_sql('SELECT * FROM NAME', sqlite3.connect({path!r}))",
+    ),
+    ".h5": ("an HDF5 file", "import pandas; text = pandas.read_hdf({path!r})"),
+    ".pkl": ("a pickle", "import pandas; text = pandas.read_pickle({path!r})"),
+    ".png": ("a picture", "from PIL import Image; text = Image.open({path!r})"),
 }
 _MAGIC = {
     b"%PDF-": ".pdf",
@@ -45,7 +63,20 @@ _MAGIC = {
     b"\x93NUMPY": ".npy",
     b"\x1f\x8b": ".gz",
     b"PK\x03\x04": ".zip",
+    b"BZh91AY": ".bz2",
+    b"\xfd7zXZ\x00": ".xz",
+    b"\x28\xb5\x2f\xfd": ".zst",
+    b"SQLite f": ".db",
+    b"\x89HDF\r\n\x1a\n": ".h5",
+    b"\x89PNG\r\n\x1a\n": ".png",
+    b"\xff\xd8\xff": ".png",
+    b"GIF87a": ".png",
+    b"GIF89a": ".png",
+    b"\xd0\xcf\x11\xe0": ".doc",
 }
+_BY_SUFFIX = {".zip": (".xlsx", ".docx", ".pptx", ".odt", ".epub"), ".doc": (".xls",), ".arrow": (".feather",)}
+"""What shares its first bytes with others, and is told from them by the end of its name."""
+_WIDE = {b"\xff\xfe\x00\x00": "utf-32", b"\x00\x00\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -102,35 +133,47 @@ def read_text_file(path: str) -> str:
             raise SettingsError(f"--context {path}: {status.st_size:,} bytes is above the cap of {CONTEXT_CAP:,}")
         data = file.read_bytes()
     except FileNotFoundError:
-        raise SettingsError(f"--context {path}: no such file; {_hint(path)}") from None
+        raise SettingsError(f"--context {path}: {_missing(path)}") from None
     except OSError as error:
-        raise SettingsError(f"--context {path}: cannot be read ({error.strerror})") from None
+        raise SettingsError(f"--context {path[:200]}: cannot be read ({error.strerror})") from None
     if conversion := _conversion(str(file), data[:8]):
         kind, code = conversion
         raise SettingsError(
-            f"--context {path}: {kind}, not text; type {code}" + ("" if code[:6] == "unpack" else ", and use --context text")
+            f"--context {path}: {kind}, not text; " + (f"type {code}, and use --context text" if "text = " in code else code)
         )
     text = _text(data)
     if text is None:
-        if b"\x00" in data[:_SNIFF]:
+        wide = next((name for mark, name in _WIDE.items() if data.startswith(mark)), None)
+        if wide is None and b"\x00" in data[:_SNIFF]:
             raise SettingsError(f"--context {path}: looks like a binary file; convert it to text first")
         raise SettingsError(
             f"--context {path}: not UTF-8 text; read it yourself, as in "
-            f"text = open({path!r}, encoding='latin-1').read(), and use --context text"
+            f"text = open({path!r}, encoding={wide or 'latin-1'!r}).read(), and use --context text"
         )
     return text
+
+
+def _missing(path: str) -> str:
+    """Say what to type where there is no file of a name."""
+    file = Path(path).expanduser()
+    if file.is_symlink():
+        return f"a link to {os.readlink(file)}, where nothing is"
+    with contextlib.suppress(OSError):
+        if close := difflib.get_close_matches(file.name, os.listdir(file.parent), n=1, cutoff=0.75):
+            return f"no such file; did you mean {file.with_name(close[0])}?"
+    return f"no such file; {_hint(path)}"
 
 
 def _conversion(path: str, head: bytes) -> tuple[str, str] | None:
     """Give what a file is and the line that makes text or data of it, by its first bytes, else None."""
     suffix = os.path.splitext(path)[1].lower()
     found = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "")
-    if found == ".zip" and suffix in (".xlsx", ".docx"):
+    if suffix in _BY_SUFFIX.get(found, ()):
         found = suffix
-    if head.startswith(b"\xd0\xcf\x11\xe0") and suffix == ".xls":
-        found = suffix
-    if head.startswith(b"ARROW1") and suffix == ".feather":
-        found = suffix
+    if found in (".gz", ".bz2", ".xz", ".zst") and (path.lower().rpartition(".")[0].endswith(".tar") or suffix == ".tgz"):
+        found = ".tar"
+    if not found and suffix in (".pkl", ".pickle") and head.startswith(b"\x80"):
+        found = ".pkl"
     if not found:
         return None
     kind, code = _CONVERSIONS[found]
@@ -156,10 +199,22 @@ def _walk(folder: Path) -> Iterator[Path]:
 def _read_glob(path: str, pattern: str) -> Read:
     parts = Path(pattern).parts
     fixed = Path(*parts[: next(n for n, part in enumerate(parts) if glob.has_magic(part))])
-    found = sorted(Path(name) for name in glob.iglob(pattern, recursive=True) if not os.path.isdir(name))
+    found = _once(Path(name) for name in glob.iglob(pattern, recursive=True) if not os.path.isdir(name))
     if not found:
         raise SettingsError(f"--context {path}: no file matches" + (f"; {NEITHER}" if _hint(path) == NEITHER else ""))
     return _read_files(path, fixed, found)
+
+
+def _once(files: Iterable[Path]) -> list[Path]:
+    """Give each file once, by its shortest path: a link that leads to a folder above it would show it again and again."""
+    found: dict[tuple[str, str], Path] = {}
+    folders: dict[Path, str] = {}
+    for file in files:
+        place = folders.get(file.parent) or folders.setdefault(file.parent, os.path.realpath(file.parent))
+        known = found.setdefault((place, file.name), file)
+        if len(file.parts) < len(known.parts):
+            found[place, file.name] = file
+    return sorted(found.values())
 
 
 def _read_files(path: str, folder: Path, files: list[Path]) -> Read:

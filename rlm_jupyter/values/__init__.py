@@ -61,8 +61,6 @@ def as_text(value: Any) -> str:
     try:
         text = str(value) if type(value).__module__.partition(".")[0] in ("pandas", "polars") else repr(value)
     except Exception as error:  # a number of more digits than Python writes out, and what packages raise of odd data
-        if type(value) is int:
-            text = hex(value)
-        else:
-            text = f"<a {type(value).__name__} that cannot be shown as text: {error}>"
+        told = f"<a {type(value).__name__} that cannot be shown as text: {error}>"
+        text = hex(value) if type(value) is int else told
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

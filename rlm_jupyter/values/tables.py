@@ -155,9 +155,7 @@ def _column(reader: Reader, shape: Any, data: Any) -> Any:
         case "sparse":
             values_shape, filler_shape = pair(details)
             column, filler = pair(data)
-            return pd.arrays.SparseArray(
-                _column(reader, values_shape, column), fill_value=reader.read(filler_shape, filler)
-            )
+            return pd.arrays.SparseArray(_column(reader, values_shape, column), fill_value=reader.read(filler_shape, filler))
         case "string":
             shapes, storage, missing = pair(details, 3)
             items = reader.items(shapes, data)

@@ -45,7 +45,9 @@ def encode(value: Any, packages: Collection[str] = PACKAGES) -> tuple[str, str, 
     """
     kind = type_name(value)
     if isinstance(value, (Iterator, types.AsyncGeneratorType, asyncio.Future)) or kind.startswith("polars.lazyframe."):
-        raise TypeError(f"the answer is a {kind}, which has no value yet; give what comes of it, as list(...) or .collect() does")
+        raise TypeError(
+            f"the answer is a {kind}, which has no value yet; give what comes of it, as list(...) or .collect() does"
+        )
     if isinstance(value, types.CoroutineType):
         raise TypeError("the answer is a coroutine, which has no value yet; await it first")
     if type(value) is str:

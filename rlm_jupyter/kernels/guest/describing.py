@@ -43,15 +43,15 @@ def type_name(value: Any) -> str:
 
 def size(value: Any) -> tuple[int, str]:
     """Give the size of a value and its unit."""
-    if isinstance(value, str):
-        return len(value), "characters"
-    if isinstance(value, (bytes, bytearray)):
-        return len(value), "bytes"
-    if is_table(value):
-        return _rows(value), "rows"
-    if _is_array(value):
-        return int(value.size), "values"
     try:
+        if isinstance(value, str):
+            return len(value), "characters"
+        if isinstance(value, (bytes, bytearray)):
+            return len(value), "bytes"
+        if is_table(value):
+            return _rows(value), "rows"
+        if _is_array(value):
+            return int(value.size), "values"
         return len(value), "items"
     except Exception:  # a user's own __len__ may raise anything
         return 1, "value"
@@ -59,7 +59,10 @@ def size(value: Any) -> tuple[int, str]:
 
 def describe(value: Any, note: str = "") -> str:
     """Describe the variable `context` that holds `value`; `note` is what is known of where it came from."""
-    text = _describe(value)
+    try:
+        text = _describe(value)
+    except Exception as error:  # a user's own __len__, items and the like may raise anything
+        text = f"`context` is {_kind(value)}, which cannot be looked at from outside ({type(error).__name__})."
     return f"{text}\n{note}" if note else text
 
 
@@ -117,10 +120,11 @@ def _begins(data: bytes | bytearray) -> str:
 
 def _fields(value: Any) -> str:
     fields = getattr(value, "__dict__", None)
-    if type(value) in _LEAVES or not isinstance(fields, dict) or not fields:
+    if type(value) in _LEAVES or not isinstance(fields, dict):
         return ""
-    shown = ", ".join(_short(str(name)).strip("'") for name in itertools.islice(fields, 20))
-    return f" with the attributes {shown}{', ...' if len(fields) > 20 else ''}"
+    names = list(itertools.islice((str(name) for name in fields if not str(name).startswith("_")), NAMED_AT_MOST + 1))
+    shown = ", ".join(_short(name).strip("'") for name in names[:NAMED_AT_MOST])
+    return f" with the attributes {shown}{', ...' if len(names) > NAMED_AT_MOST else ''}" if names else ""
 
 
 def _describe_text(text: str) -> str:

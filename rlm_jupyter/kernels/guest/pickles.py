@@ -202,7 +202,9 @@ def _an(name: str) -> str:
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
-_GIVEN_BY_ENUM = frozenset({"_generate_next_value_", "__new__", "__reduce_ex__", "__dict__", "__weakref__", "__module__", "__qualname__"})
+_GIVEN_BY_ENUM = frozenset(
+    {"_generate_next_value_", "__new__", "__reduce_ex__", "__dict__", "__weakref__", "__module__", "__qualname__"}
+)
 
 
 def _enumeration(kind: Any) -> Any:
