@@ -50,11 +50,14 @@ class LMError(RLMError):
     ----------
     retryable
         Whether the same request may succeed when it is sent again.
+    unreached
+        Whether no server was reached: nobody listens there, or the name is not known.
     retry_after
         Seconds that the provider asked us to wait, or None.
     """
 
     retryable = False
+    unreached = False
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)

@@ -90,13 +90,25 @@ async def test_p20_a_server_that_does_not_answer_is_given_up_at_the_deadline() -
     assert side.handler.limit.limit == "timeout"
 
 
-async def test_p20_nobody_listening_is_an_error_after_the_retries() -> None:
+@pytest.mark.parametrize(("retries", "calls"), [(0, 1), (1, 2), (4, 2)])
+async def test_p20_where_nobody_ever_listened_one_retry_is_enough(retries: int, calls: int) -> None:
     with ScriptedServer() as server:
         url = server.url
-    async with open_side(url, max_retries=1) as side:
+    async with open_side(url, max_retries=retries) as side:
         (outcome,) = await side.call("hi")
     assert "connection refused" in (outcome.error or "")
-    assert side.budget.calls == 2
+    assert side.budget.calls == calls
+
+
+async def test_p20_a_server_that_answered_once_is_given_all_retries() -> None:
+    with ScriptedServer(["hello"]) as server:
+        async with open_side(server.url, max_retries=2) as side:
+            (outcome,) = await side.call("hi")
+            assert outcome.text == "hello"
+            server.close()
+            (outcome,) = await side.call("hi again")
+    assert "connection refused" in (outcome.error or "")
+    assert side.budget.calls == 4
 
 
 async def test_p20_retry_after_is_honoured() -> None:

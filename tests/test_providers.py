@@ -131,3 +131,59 @@ def test_checking_imports_neither_openai_nor_aiohttp() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("claude-sonnet-4-5", "did you mean anthropic/claude-sonnet-4-5?"),
+        ("Gemini-2.5-pro", "did you mean gemini/Gemini-2.5-pro?"),
+        ("llama3", "did you mean ollama/llama3?"),
+        ("ollama", "this is a provider; name one of its models too: --model ollama/NAME"),
+        ("dem", "did you mean demo?"),
+    ],
+)
+def test_a_bare_name_that_is_not_openais_is_refused_with_what_to_type(
+    monkeypatch: pytest.MonkeyPatch, model: str, told: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-openai-000000000")
+    with pytest.raises(SettingsError) as error:
+        check_models(RunSettings(model=model))
+    assert told in str(error.value)
+    check_models(RunSettings(model=model, base_url="http://localhost:8000/v1"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        (
+            "HTTPS_PROXY",
+            "nonsense://me:swordfish@proxy",
+            "HTTPS_PROXY (nonsense://proxy) is no address of a proxy; type one such as",
+        ),
+        ("HTTPS_PROXY", "http://me:swordfish@proxy:port", "HTTPS_PROXY (http://proxy:port) is no address of a proxy"),
+        ("HTTPS_PROXY", "me:swordfish@", "HTTPS_PROXY (http://) is no address of a proxy"),
+        ("HTTP_PROXY", "http://", "HTTP_PROXY (http://) is no address"),
+        (
+            "ALL_PROXY",
+            "socks5h://me:swordfish@127.0.0.1:1",
+            "the proxy socks5h://127.0.0.1:1 speaks SOCKS, which is not supported",
+        ),
+        ("SSL_CERT_FILE", "/none.pem", "SSL_CERT_FILE names /none.pem, which holds no certificates"),
+        ("SSL_CERT_FILE", __file__, "which holds no certificates"),
+        ("SSL_CERT_DIR", "/none/at:/all", "SSL_CERT_DIR names /none/at:/all, which is no folder"),
+    ],
+)
+def test_a_proxy_or_certificates_that_cannot_be_used_are_refused_before_the_start(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
+) -> None:
+    for known in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(known, raising=False)
+        monkeypatch.delenv(known.lower(), raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-openai-000000000")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as error:
+        check_models(RunSettings(model="gpt-5-mini"))
+    assert told in str(error.value)
+    assert "swordfish" not in str(error.value)
+    check_models(RunSettings(model="m", base_url="http://localhost:8000/v1"))

@@ -28,6 +28,8 @@ ATTEMPT_TIMEOUT = 600.0
 """Seconds that one request may take, as openai has it."""
 BACKOFF, BACKOFF_CAP = 0.5, 30.0
 """Seconds before the first retry, doubled for each further one, and the most."""
+UNREACHED = 1
+"""Retries where no server was reached, and none has answered in this run: what was never there will hardly come."""
 ADAPTATIONS = 3
 """Requests sent again because a parameter is now sent otherwise; they are no retries."""
 
@@ -46,6 +48,7 @@ class Attempts:
         self._limiter = anyio.CapacityLimiter(settings.max_concurrency)
         self._lms: dict[str, LM] = {}
         self._prices: dict[str, Price | None] = {}
+        self._reached: set[str] = set()
         self.spent = Outlay()
 
     def below(self, node: str, settings: RunSettings) -> Attempts:
@@ -106,7 +109,10 @@ class Attempts:
                     raise
                 self._budget.check()
                 wait, told = _backoff(failures, error), error
-                if not error.retryable or failures > self._settings.max_retries:
+                most = self._settings.max_retries
+                if error.unreached and model not in self._reached:
+                    most = min(most, UNREACHED)
+                if not error.retryable or failures > most:
                     raise _final(error, failures) from None
                 if wait >= self._budget.remaining():
                     raise _final(error, failures, f"; waiting {wait:.0f} s for another try is past the deadline") from None
@@ -138,6 +144,7 @@ class Attempts:
                 on_text=parts.add if parts is not None else None,
             )
             usage = completion.usage or reservation.estimate(completion.text)
+            self._reached.add(model)
             return completion
         except LMError as error:
             usage = _usage_of_failure(error, reservation, parts.text if parts is not None else "")

@@ -97,6 +97,7 @@ class Connection:
         url = urlsplit(base_url)
         self.where = url.netloc.rpartition("@")[2] or base_url
         local = network.is_loopback(url.hostname or "")
+        self._proxy = network.told(network.proxy_for(url.scheme, url.hostname or ""))
         plain = local and url.scheme == "http"
         http = _Client(
             follow_redirects=False,
@@ -204,16 +205,27 @@ class Connection:
         while inner.__cause__ is not None:
             inner = inner.__cause__
         name = type(inner).__name__
-        if isinstance(inner, ConnectionRefusedError) or "refused" in str(inner):
-            hint = f"; {self.dialect.not_running}" if self.dialect.not_running else ""
-            return LMUnavailable(f"no server listens at {self.where} (connection refused){hint}")
-        if isinstance(inner, socket.gaierror):
-            return LMUnavailable(
-                one_line(f"no server was found at {self.where} ({inner.strerror}): check its address", self.key)
-            )
+        refused = isinstance(inner, ConnectionRefusedError) or "refused" in str(inner)
+        if refused or isinstance(inner, socket.gaierror):
+            return self._unreached("connection refused" if refused else str(inner.args[-1]), refused=refused)
         if isinstance(inner, ssl.SSLError):
             mend = "set SSL_CERT_FILE to the file with your proxy's certificates, if that is what stands between"
             return LMRefused(one_line(f"the certificate of {self.where} was not accepted ({inner}); {mend}", self.key))
         lost = LMUnavailable(one_line(f"the connection to {self.where} was lost ({name}: {inner})", self.key))
         lost.__cause__ = Spent(None, "")  # the prompt may have been read
         return lost
+
+    def _unreached(self, reason: str, *, refused: bool) -> LMUnavailable:
+        """Say that no server was reached, or not even the proxy on the way to it."""
+        if self._proxy:
+            told = (
+                f"the proxy {self._proxy} on the way to {self.where} cannot be reached ({reason}); see the proxy of %rlm doctor"
+            )
+        elif refused:
+            hint = f"; {self.dialect.not_running}" if self.dialect.not_running else ""
+            told = f"no server listens at {self.where} ({reason}){hint}"
+        else:
+            told = f"no server was found at {self.where} ({reason}): check its address"
+        error = LMUnavailable(one_line(told, self.key))
+        error.unreached = True
+        return error

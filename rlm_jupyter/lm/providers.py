@@ -8,12 +8,14 @@ none. `check_models` refuses, before anything is started, what cannot work. It l
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib
 import os
 import re
 from dataclasses import dataclass
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
+from rlm_jupyter import network
 from rlm_jupyter.errors import SettingsError
 from rlm_jupyter.lm.client import LM, OpenAILM
 from rlm_jupyter.lm.dialects import OPENAI, Dialect
@@ -26,6 +28,13 @@ AZURE_TOKEN = "AZURE_OPENAI_AD_TOKEN"
 """The variable that holds a token of Entra, taken where there is no key."""
 AZURE_VERSION = "OPENAI_API_VERSION"
 """The variable that asks for Azure's dated interface; without it the v1 interface is used, which has no versions."""
+
+
+_ELSEWHERE = {
+    "claude": "anthropic", "gemini": "gemini", "grok": "xai", "deepseek": "deepseek", "mistral": "mistral", "llama": "ollama",
+    "qwen": "ollama",
+}  # fmt: skip
+"""Providers whose models are often named without them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +81,7 @@ def _find(model: str, settings: RunSettings) -> Endpoint:
             raise SettingsError(f"--base-url {settings.base_url} names no server; type one such as http://localhost:8000/v1")
         return Endpoint(model, settings.base_url, settings.api_key_env)
     name, slash, rest = model.partition("/")
+    _check_bare(model)
     row = provider_of(model)
     if row is None:
         raise SettingsError(
@@ -86,6 +96,19 @@ def _find(model: str, settings: RunSettings) -> Endpoint:
     # The variable that the user names holds the key to the run's own model, not to the servers of the others.
     ours = row is provider_of(settings.model)
     return dataclasses.replace(endpoint, key_variable=settings.api_key_env) if settings.api_key_env and ours else endpoint
+
+
+def _check_bare(model: str) -> None:
+    """Refuse a bare name, which is OpenAI's, that is plainly another provider's, a provider itself, or nearly `demo`."""
+    if "/" in model:
+        return
+    if model in PROVIDERS:
+        raise SettingsError(f"--model {model}: this is a provider; name one of its models too: --model {model}/NAME")
+    owner = next((owner for start, owner in _ELSEWHERE.items() if model.lower().startswith(start)), None)
+    if owner is not None:
+        raise SettingsError(f"--model {model}: a name without a provider is OpenAI's; did you mean {owner}/{model}?")
+    if model != DEMO and difflib.get_close_matches(model, [DEMO], cutoff=0.8):
+        raise SettingsError(f"--model {model}: no model is named so; did you mean {DEMO}?")
 
 
 def _azure(endpoint: Endpoint) -> Endpoint:
@@ -130,6 +153,7 @@ def check_models(settings: RunSettings, *, api_key: str | None = None) -> None:
                 f'import os; os.environ["{endpoint.key_variable}"] = "..."; --model demo needs no key'
             )
         _check_key(endpoint)
+        network.check(endpoint.base_url)
         if settings.cost_is_explicit and price_for(model, settings) is None:
             raise SettingsError(
                 f"--max-cost {settings.max_cost} cannot hold: no price is known for {model}; give it with "
