@@ -13,6 +13,7 @@ from typing import Any
 
 import matplotlib.figure
 import numpy as np
+import PIL.Image
 import polars as pl
 import pydantic
 import pytest
@@ -325,6 +326,17 @@ def test_a_figure_comes_back_as_a_picture() -> None:
     assert isinstance(back, Picture)
     assert (back.width, back.height, back.media_type) == (100, 50, "image/png")
     assert repr(back).startswith("<a picture of 100x50, image/png, ")
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "RGBA", "L", "1", "P", "I;16"])
+def test_an_image_of_any_colours_comes_back_as_a_picture(mode: str) -> None:
+    back = there_and_back(PIL.Image.new(mode, (3, 2)))
+    assert (type(back), back.width, back.height) == (Picture, 3, 2)
+
+
+@pytest.mark.parametrize(("mode", "size"), [("F", (3, 2)), ("L", (0, 0))])
+def test_an_image_that_is_no_picture_comes_back_as_text(mode: str, size: tuple[int, int]) -> None:
+    assert there_and_back(PIL.Image.new(mode, size)).startswith("<PIL.Image.Image image mode=")
 
 
 async def test_a_picture_made_in_the_kernel(kernel: Session) -> None:

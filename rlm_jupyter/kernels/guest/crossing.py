@@ -24,6 +24,8 @@ _DEEPEST = 100
 _PARTS_CAP = 5_000_000
 _INT_BITS = 8192
 _PICTURE_CAP = 8 * 1024 * 1024
+_NO_PNG = ("CMYK", "YCbCr", "LAB", "HSV", "RGBX", "RGBa")
+"""Modes of PIL's images that PNG does not know, such as that of a photograph for print."""
 _SPARSE_CAP = 20_000_000
 """Rows of a sparse column, which goes out as what it shows."""
 _PLAIN = 0
@@ -389,7 +391,10 @@ def _picture(value: Any, root: str) -> bytes | None:
         data = value.data
     elif root == "PIL" and hasattr(value, "save"):
         out = io.BytesIO()
-        value.save(out, "PNG")
+        try:
+            (value.convert("RGB") if value.mode in _NO_PNG else value).save(out, "PNG")
+        except (OSError, ValueError):  # of numbers that are no colours, or without a pixel
+            return None
         data = out.getvalue()
     elif root == "matplotlib" and hasattr(value, "savefig"):
         out = io.BytesIO()
