@@ -13,7 +13,7 @@ import importlib
 import os
 import re
 from dataclasses import dataclass
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from rlm_jupyter import network
 from rlm_jupyter.errors import SettingsError
