@@ -167,7 +167,7 @@ OUT: Mapping[str, Callable[[], Any]] = {
             "delta": pd.to_timedelta([1, 2], unit="s"),
         }
     ),
-    "frame of odd steps": lambda: pd.DataFrame(
+    "frame of odd steps, zoned": lambda: pd.DataFrame(
         {
             "sparse": pd.arrays.SparseArray([0.0, 0.0, 1.5]),
             "month": pd.period_range("2026-01", periods=3, freq="M"),
@@ -180,7 +180,7 @@ OUT: Mapping[str, Callable[[], Any]] = {
     "Series by hour": lambda: pd.Series([1, 2], index=pd.timedelta_range("1h", periods=2, freq="h")),
     "Series by bin": lambda: pd.cut(pd.Series([1, 2, 3, 4]), 2).value_counts(),
     "Series on workdays": lambda: pd.Series([1, 2, 3], index=pd.bdate_range("2026-01-02", periods=3)),
-    "moments of pandas": lambda: [
+    "moments of pandas, zoned": lambda: [
         pd.Timestamp("2026-10-25 02:30:00.123456789", tz="UTC").tz_convert("Europe/Berlin"),
         pd.Timestamp("2026-01-01").as_unit("s"),
         pd.Timestamp("2026-01-01", tz="UTC"),

@@ -237,7 +237,7 @@ def test_other_things_come_back_as_text_with_their_type_named() -> None:
     back = there_and_back({"a": [sys, 1]})
     assert isinstance(back["a"][0], OtherText)
     assert back["a"][0].type_name == "module"
-    assert encode(np.rec.array([(1, 2.0)], names="a,b"))[0] == "text"
+    assert encode(np.matrix([[1]]))[0] == "text"
 
 
 def test_models_of_pydantic_come_back_as_records() -> None:

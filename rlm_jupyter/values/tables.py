@@ -117,11 +117,11 @@ def _index(reader: Reader, shape: Any, data: Any) -> Any:
     if shape[0] == "levels":
         return pd.MultiIndex.from_arrays([pd.Index(level) for level in levels], names=names)
     level = levels[0]
-    index = pd.Index(level, name=names[0], dtype=getattr(level, "dtype", None))
+    index: Any = pd.Index(level, name=names[0], dtype=getattr(level, "dtype", None))
     if shape[0] == "steps":
-        step = _step(shape[3])
+        steps = _step(shape[3])
         with contextlib.suppress(ValueError, TypeError):  # steps that their name does not tell in full, as those of holidays
-            index.freq = step  # type: ignore[attr-defined]
+            index.freq = steps
     return index
 
 
@@ -146,12 +146,14 @@ def _column(reader: Reader, shape: Any, data: Any) -> Any:
         case "objects":
             return _objects(np, reader.items(details[0], data))
         case "period":
-            values, step = _array(reader, pair(details)[0], data), _step(details[1])
-            return pd.PeriodIndex.from_ordinals(values, freq=step).array
+            make: Any = pd.PeriodIndex
+            values, each = _array(reader, pair(details)[0], data), _step(details[1])
+            return make.from_ordinals(values, freq=each).array
         case "interval":
             left_shape, right_shape, closed = pair(details, 3)
-            ends = [_index(reader, *each) for each in zip((left_shape, right_shape), pair(data), strict=True)]
-            return pd.arrays.IntervalArray.from_arrays(*ends, closed=_closed(closed))
+            left, right = pair(data)
+            ends = _index(reader, left_shape, left), _index(reader, right_shape, right)
+            return pd.arrays.IntervalArray.from_arrays(ends[0], ends[1], _closed(closed))
         case "sparse":
             values_shape, filler_shape = pair(details)
             column, filler = pair(data)
