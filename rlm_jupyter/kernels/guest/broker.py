@@ -22,6 +22,8 @@ import hmac
 import itertools
 import json
 import logging
+import os
+import random
 import resource
 import select
 import signal
@@ -328,6 +330,10 @@ def main(settings: dict[str, Any], public: socket.socket, local: socket.socket, 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if processes.LINUX:
         processes.hide()
+        with contextlib.suppress(
+            OSError
+        ):  # its threads take turns in any case, and faster on one processor than across several
+            os.sched_setaffinity(0, {random.choice(sorted(os.sched_getaffinity(0)))})
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard if 0 < hard < 65536 else 65536, hard))
