@@ -23,8 +23,8 @@ from rlm_jupyter.settings import CONTEXT_CAP, MIB
 
 SMALL = MIB
 PIECE = 8 * MIB
-BUFFERS = 2
-"""Buffers of the size `SMALL` that what comes in small pieces is gathered in: one is filled while the other is hashed."""
+BUFFERS = 8
+"""Buffers of the size `SMALL` that small pieces are gathered in: one is filled while others are hashed, also on a busy machine."""
 PROGRESS_AFTER = 1.0
 PROGRESS_EVERY = 0.25
 
