@@ -24,7 +24,7 @@ from rlm_jupyter.settings import CONTEXT_CAP, MIB
 SMALL = MIB
 PIECE = 8 * MIB
 BUFFERS = 8
-"""Buffers of the size `SMALL` that small pieces are gathered in: one is filled while others are hashed, also on a busy machine."""
+"""Buffers of the size `SMALL` that small pieces are gathered in: so far may the hashing lag behind on a busy machine."""
 PROGRESS_AFTER = 1.0
 PROGRESS_EVERY = 0.25
 
