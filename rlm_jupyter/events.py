@@ -196,7 +196,10 @@ class CellEnded(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CallStarted(Event):
-    """A sub-call is about to be made. `call` is its id; `batch` the id it shares with the others of one batch, or ''."""
+    """A sub-call is made now; that it waited for its turn among all of the tree is over.
+
+    `call` is its id; `batch` the id it shares with the others of one batch, or ''.
+    """
 
     call: str
     batch: str

@@ -16,6 +16,7 @@ import pytest
 
 from rlm_jupyter import RLM, LimitReached, LMError, RLMError, RunSettings, RunStopped, SettingsError
 from rlm_jupyter.engine import Engine
+from rlm_jupyter.events import CallEnded, CallStarted
 from rlm_jupyter.run import Run
 from rlm_jupyter.testing import Reply, Request, ScriptedServer
 from rlm_jupyter.trace import Trace
@@ -179,8 +180,14 @@ def test_concurrency_is_one_limit_for_batches_and_threads(engine: Engine) -> Non
         rlm,
         server,
     ):
-        assert rlm.completion("c", root_prompt="q").value == 300
+        result = rlm.completion("c", root_prompt="q")
+    assert result.value == 300
     assert server.peak == 7
+    told = [event for event in result.trace.events if isinstance(event, CallStarted | CallEnded)]
+    under_way = list(
+        itertools.accumulate(1 if isinstance(event, CallStarted) else -1 for event in told)
+    )  # what waits for its turn is not told as under way
+    assert (len(told), max(under_way), under_way[-1]) == (600, 7, 0)
 
 
 FAILURES: dict[str, Reply] = {

@@ -93,6 +93,7 @@ class Attempts:
         while True:
             try:
                 async with self._limiter:
+                    tally.turn()
                     if last:
                         reservation = self._budget.reserve_last(model, self.price(model), size)
                     else:

@@ -233,10 +233,10 @@ class LMHandler:
         entry.asked = True
         call = f"{request.call}.{number}" if request.batch else request.call
         batch = request.call if request.batch else ""
-        tally, outcome = Tally(), CallOutcome(error="stopped")
-        self._emit(
-            events.CallStarted(node=self._node, call=call, batch=batch, cell=request.cell, model=model, prompt=clip(prompt))
+        started = events.CallStarted(
+            node=self._node, call=call, batch=batch, cell=request.cell, model=model, prompt=clip(prompt)
         )
+        tally, outcome = Tally(on_turn=lambda: self._emit(started)), CallOutcome(error="stopped")
         try:
             completion = await self._attempts.complete(model, messages, size, tally, call=call)
             outcome = _outcome(completion, model)
@@ -248,6 +248,7 @@ class LMHandler:
         except LMError as error:
             outcome = CallOutcome(error=str(error))
         finally:
+            tally.turn()  # one that ends before its turn is told all the same
             self._emit(
                 events.CallEnded(
                     node=self._node,

@@ -6,6 +6,7 @@ Sums only: what may be spent is the budget's to say, and what one request cost a
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rlm_jupyter.budget import Reservation
@@ -14,13 +15,21 @@ from rlm_jupyter.events import Usage
 
 @dataclass(slots=True)
 class Tally:
-    """What the attempts at one call took so far."""
+    """What the attempts at one call took so far. `on_turn` is told once, when it is the call's turn to be made."""
 
+    on_turn: Callable[[], None] | None = None
     started: float = field(default_factory=time.monotonic)
     usage: Usage = field(default_factory=Usage)
     cost: float | None = None
     attempts: int = 0
     partial: str = ""
+
+    def turn(self) -> None:
+        """Begin: what the call waited before is not its own time."""
+        on_turn, self.on_turn = self.on_turn, None
+        if on_turn is not None:
+            self.started = time.monotonic()
+            on_turn()
 
     def add(self, reservation: Reservation, usage: Usage) -> float | None:
         """Settle one attempt, and give its cost."""
@@ -33,7 +42,7 @@ class Tally:
 
     @property
     def seconds(self) -> float:
-        """Since the call was made."""
+        """Since the call was made, its retries and what they waited included."""
         return time.monotonic() - self.started
 
 
