@@ -347,6 +347,17 @@ async def test_an_address_without_a_server_is_told_and_counts_for_nothing(monkey
     assert not isinstance(caught.value.__cause__, Spent)
 
 
+@pytest.mark.matrix  # it waits for as long as users would
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_port_that_takes_no_tls_is_told_and_counts_for_nothing(stream: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        async with open_client(f"https://127.0.0.1:{silent.getsockname()[1]}/v1") as lm:
+            with pytest.raises(LMUnavailable, match=r"no connection within 30 s, as of https to a port for http") as caught:
+                await ask(lm, stream=stream, patience=60)
+    assert caught.value.unreached
+    assert not isinstance(caught.value.__cause__, Spent)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_reply_that_does_not_come_in_time_is_given_up_and_the_connection_closed(stream: bool) -> None:
     with ScriptedServer([Reply(hold=True)]) as server:

@@ -201,13 +201,18 @@ class Connection:
         """Tell a lost connection by the innermost error: the outer ones call a reset a time-out."""
         if isinstance(error.__cause__, LMError):
             return error.__cause__
-        inner: BaseException = error
+        inner, silent = error, False
         while inner.__cause__ is not None:
+            silent = silent or isinstance(inner, aiohttp.ConnectionTimeoutError)
             inner = inner.__cause__
         name = type(inner).__name__
         refused = isinstance(inner, ConnectionRefusedError) or "refused" in str(inner)
         if refused or isinstance(inner, socket.gaierror):
             return self._unreached("connection refused" if refused else str(inner.args[-1]), refused=refused)
+        if silent:
+            return self._unreached(
+                f"no connection within {CONNECT_TIMEOUT:.0f} s, as of https to a port for http", refused=False
+            )
         if isinstance(inner, ssl.SSLError):
             mend = "set SSL_CERT_FILE to the file with your proxy's certificates, if that is what stands between"
             return LMRefused(one_line(f"the certificate of {self.where} was not accepted ({inner}); {mend}", self.key))
