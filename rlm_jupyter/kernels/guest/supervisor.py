@@ -54,10 +54,10 @@ def main() -> None:
     forker = Forker.spawn(boxed) if settings["how"] != "cold" and processes.LINUX else None
     desk = _open_desk(settings["broker"]) if "broker" in settings else None
     _raise_file_limit()
-    stream = HostStream.standard() if boxed else HostStream.connect(settings["host"], settings["port"])
     settings["packages"] = _packages()
-    from .hub import Hub
+    from .hub import Hub  # seconds, where nothing of it is in memory: more than the host gives a caller to say who it is
 
+    stream = HostStream.standard() if boxed else HostStream.connect(settings["host"], settings["port"])
     hub = Hub(settings, stream, forker, desk)
     try:
         hub.run()
