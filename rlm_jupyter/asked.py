@@ -16,6 +16,7 @@ from rlm_jupyter.errors import SettingsError
 from rlm_jupyter.events import Event
 from rlm_jupyter.result import RLMResult
 from rlm_jupyter.run import Run
+from rlm_jupyter.settings import many
 from rlm_jupyter.trace import Trace
 from rlm_jupyter.widgets.view import Face, open_view
 
@@ -105,7 +106,7 @@ class Asked:
         except SettingsError as error:
             raise UsageError(str(error)) from None
         names = ", ".join(str(path) for path in saved[:10]) + (", ..." if len(saved) > 10 else "")
-        return f"{len(saved)} files saved: {names}" if saved else "no files were written by the code, so none are saved"
+        return f"{many(len(saved), 'file')} saved: {names}" if saved else "no files were written by the code, so none are saved"
 
     def _bind(self, value: Value) -> Value:
         if self.out is not None:

@@ -120,7 +120,7 @@ OPTIONS = (
     ),
     argument(
         "--reconnect",
-        type=float,
+        type=_number,
         metavar="SECONDS",
         help="With --env modal: after so long without a byte a connection is made again, for six times as long. Default: 15.",
     ),

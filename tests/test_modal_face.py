@@ -165,6 +165,7 @@ def test_set_up_code_that_needs_a_network_says_which_option_gives_one(plane: Loc
 
 BAD = [
     ("--env modal --sandbox-timeout 86401", "--sandbox-timeout=86401: Modal lets a sandbox live 86,400 s"),
+    ("--env modal --reconnect 20s", "--reconnect must be a number, such as 2.5, not '20s'"),
     ("--env modal --reconnect 0.5", "--reconnect=0.5: type seconds from 1 to 600"),
     ("--env docker --reconnect 20", "--reconnect is for --env modal; this run is --env docker: leave it out"),
     ("--env modal --sandbox-timeout 0", "--sandbox-timeout must be a whole number of seconds"),

@@ -330,9 +330,8 @@ def main(settings: dict[str, Any], public: socket.socket, local: socket.socket, 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if processes.LINUX:
         processes.hide()
-        with contextlib.suppress(
-            OSError
-        ):  # its threads take turns in any case, and faster on one processor than across several
+        with contextlib.suppress(OSError):
+            # Its threads take turns in any case, and faster on one processor than across several.
             os.sched_setaffinity(0, {random.choice(sorted(os.sched_getaffinity(0)))})
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
