@@ -249,3 +249,20 @@ def test_every_decision_has_a_number_of_its_own() -> None:
     pages = sorted((PACKAGE.parent / "docs" / "decisions").glob("*.md"))
     assert [page.name[:3] for page in pages] == [f"{number:03}" for number in range(1, len(pages) + 1)]
     assert all(page.read_text(encoding="utf-8").startswith(f"# {page.name[:3]} ") for page in pages)
+
+
+def test_every_mutant_still_meets_the_lines_that_it_breaks() -> None:
+    root = PACKAGE.parent
+    patches = sorted((root / "tests" / "promises" / "mutants").glob("*.patch"))
+    assert len(patches) > 100
+    missed, source = [], ""
+    for patch in patches:
+        for part in re.split(r"^(?=\+\+\+ |@@ )", patch.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+            head, _, lines = part.partition("\n")
+            if head.startswith("+++ "):
+                source = (root / head.removeprefix("+++ b/")).read_text(encoding="utf-8")
+                continue
+            met = [line[1:] for line in lines.splitlines(keepends=True) if line[:1] in " -" and not line.startswith("--- a/")]
+            if "".join(met) not in source:
+                missed.append(patch.name)
+    assert missed == []
