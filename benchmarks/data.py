@@ -3,10 +3,10 @@
     python benchmarks/data.py [--rounds N] [--large]
 
 Each line is measured against a floor by hand, in turns: for a context, a file that is written, mapped in another process that
-is there already, and read into a str there, its SHA-256 checked on both sides; for a frame, the same with an Arrow file. Both
-take one turn that does not count, and neither holds what the turn before has made: pages that a machine has to find anew cost
-more than what is done with them. A cell that says how much memory the process has used at most gives the peak. `--large` adds
-1 GB of text and a frame of 800 MB.
+is there already, and read into a str there, its SHA-256 checked on both sides; for a frame, an Arrow file, which is not
+hashed. Both take one turn that does not count, and neither holds what the turn before has made: pages that a machine has to
+find anew cost more than what is done with them. A cell that says how much memory the process has used at most gives the peak.
+`--large` adds 1 GB of text and a frame of 800 MB.
 """
 
 from __future__ import annotations
