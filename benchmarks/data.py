@@ -26,7 +26,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from rlm_jupyter.contexts import prepare
-from rlm_jupyter.kernels.kernel import Kernel, Output
+from rlm_jupyter.kernels.cell import Output
+from rlm_jupyter.kernels.kernel import Kernel
 from rlm_jupyter.kernels.local import open_local
 from rlm_jupyter.values import decode
 

@@ -11,8 +11,9 @@ from measures import Answer, Server, Task
 from ours import no_calls, rlm
 
 from rlm_jupyter.contexts import prepare
+from rlm_jupyter.kernels.cell import Output
 from rlm_jupyter.kernels.environment import Environment
-from rlm_jupyter.kernels.kernel import Kernel, Output
+from rlm_jupyter.kernels.kernel import Kernel
 
 Open = Callable[[], Awaitable[Environment]]
 

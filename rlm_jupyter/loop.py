@@ -20,8 +20,10 @@ from rlm_jupyter import events, files, prompts, replies
 from rlm_jupyter.budget import Budget
 from rlm_jupyter.contexts import Context
 from rlm_jupyter.errors import KernelDied, LimitReached, RLMError
+from rlm_jupyter.kernels.cell import CellResult, Output
 from rlm_jupyter.kernels.environment import Environment
-from rlm_jupyter.kernels.kernel import CellResult, Final, Kernel, Output
+from rlm_jupyter.kernels.finals import Final
+from rlm_jupyter.kernels.kernel import Kernel
 from rlm_jupyter.kernels.messages import CallOutcome, CallRequest
 from rlm_jupyter.lm.client import ImagePart, Message, TextPart
 from rlm_jupyter.lm.handler import LMHandler

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from rlm_jupyter.kernels.kernel import Output
+from rlm_jupyter.kernels.cell import Output
 
 OUTPUT_FOR_LM = 20_000
 """Characters of output that one turn's message holds, shared by its cells."""

@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from rlm_jupyter import RLM, contexts, prompts
-from rlm_jupyter.kernels.kernel import Output
+from rlm_jupyter.kernels.cell import Output
 from rlm_jupyter.lm.client import LM, Message
 from rlm_jupyter.lm.demo import DemoLM
 from scripts.demo import read_sources

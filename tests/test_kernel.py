@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from rlm_jupyter.errors import KernelDied
-from rlm_jupyter.kernels.kernel import Output
+from rlm_jupyter.kernels.cell import Output
 from tests.conformance.driving import Session, session
 from tests.deadlines import BACK_WITHIN, WAIT
 

@@ -19,9 +19,9 @@ import modal
 import pytest
 
 from rlm_jupyter.errors import KernelDied, KernelError, KernelStartError, SettingsError
+from rlm_jupyter.kernels.cell import Output
 from rlm_jupyter.kernels.environment import Environment
 from rlm_jupyter.kernels.guest import hold
-from rlm_jupyter.kernels.kernel import Output
 from rlm_jupyter.kernels.messages import CallOutcome, CallRequest
 from rlm_jupyter.kernels.modal import ModalPlace, modal_image, open_modal
 from rlm_jupyter.kernels.packages import wanted

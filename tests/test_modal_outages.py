@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from rlm_jupyter.kernels.cell import OnOutput, Output
 from rlm_jupyter.kernels.environment import Environment
-from rlm_jupyter.kernels.kernel import OnOutput, Output
 from rlm_jupyter.kernels.messages import Answer
 from rlm_jupyter.kernels.modal import ModalPlace, open_modal
 from rlm_jupyter.testing import Reply, Request, ScriptedServer

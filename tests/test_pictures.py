@@ -16,7 +16,7 @@ from IPython.utils.capture import capture_output
 from PIL import Image, PngImagePlugin
 
 from rlm_jupyter.events import CellPicture
-from rlm_jupyter.kernels.kernel import Output
+from rlm_jupyter.kernels.cell import Output
 from rlm_jupyter.pictures import NoPicture, check
 from rlm_jupyter.trace import Trace
 from tests.conformance.driving import session

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from rlm_jupyter import prompts
-from rlm_jupyter.kernels.kernel import Output
+from rlm_jupyter.kernels.cell import Output
 from rlm_jupyter.prompts import Left, Ran, first_message, outputs_message, shorten, turn_line
 
 LEFT = Left(iteration=2, iterations=30, calls=990, seconds=1700.4, dollars=1.5)

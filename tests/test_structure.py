@@ -40,13 +40,15 @@ MAY_IMPORT = {
     "lm": GROUND | {"budget", "kernels.messages", "redaction", "network"},
     "kernels": GROUND | {"contexts", "network", "pictures", "values"},
     "kernels.guest": set(),
-    "prompts": {"kernels.kernel"},
+    "prompts": {"kernels.cell"},
     "loop": GROUND
     | {
         "budget",
         "contexts",
         "files",
+        "kernels.cell",
         "kernels.environment",
+        "kernels.finals",
         "kernels.kernel",
         "kernels.messages",
         "lm.client",

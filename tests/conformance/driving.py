@@ -12,9 +12,10 @@ import pytest
 
 from rlm_jupyter.contexts import Payload, prepare
 from rlm_jupyter.kernels import client, images
+from rlm_jupyter.kernels.cell import CellResult, Output
 from rlm_jupyter.kernels.docker import Box, make_box, open_docker
 from rlm_jupyter.kernels.environment import Environment
-from rlm_jupyter.kernels.kernel import CellResult, Kernel, Output
+from rlm_jupyter.kernels.kernel import Kernel
 from rlm_jupyter.kernels.local import open_local
 from rlm_jupyter.kernels.messages import CallOutcome, CallRequest
 from rlm_jupyter.kernels.modal import ModalPlace, open_modal

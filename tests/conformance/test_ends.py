@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from rlm_jupyter.errors import KernelDied
-from rlm_jupyter.kernels.kernel import CellResult
+from rlm_jupyter.kernels.cell import CellResult
 from rlm_jupyter.kernels.messages import CallOutcome, CallRequest
 from tests.conformance.driving import Session, alive
 from tests.deadlines import BACK_WITHIN, TOLD_WITHIN, WAIT
