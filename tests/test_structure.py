@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "trace": {"events"},
     "trace_file": {"events", "trace"},
     "result": {"errors", "events", "files", "trace", "widgets"},
-    "contexts": GROUND | {"kernels.guest.describing", "kernels.guest.pickles"},
+    "contexts": GROUND | {"kernels.guest.describing", "kernels.guest.digests", "kernels.guest.pickles"},
     "pictures": GROUND,
     "files": GROUND,
     "values": GROUND | {"pictures"},

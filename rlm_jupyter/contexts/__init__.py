@@ -82,7 +82,7 @@ def _prepare_several(inputs: Mapping[str, Any], progress: Progress | None) -> Co
 
 
 def _text(text: str, progress: Progress | None) -> Payload:
-    writer = Writer(progress)
+    writer = Writer("text", progress)
     for at in range(0, len(text), TEXT_PIECE):
         writer.write(text[at : at + TEXT_PIECE].encode("utf-8", "surrogatepass"))
-    return writer.payload("text")
+    return writer.payload()

@@ -8,7 +8,6 @@ the user does to the object afterwards changes nothing.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import shutil
 import tempfile
@@ -19,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO
 
 from rlm_jupyter.errors import SettingsError
+from rlm_jupyter.kernels.guest import digests
 from rlm_jupyter.settings import CONTEXT_CAP, MIB
 
 SMALL = MIB
@@ -78,7 +78,7 @@ class Payload:
     data
         The bytes: in memory, or in an unnamed file.
     digest
-        SHA-256 of the bytes, in hex.
+        SHA-256 of the bytes, in hex; of a pickle that of two lanes, see `kernels.guest.digests`.
     """
 
     form: str
@@ -114,14 +114,15 @@ class Writer:
     The buffers grow once: memory that is new to a process costs more than all that is done with it here.
     """
 
-    def __init__(self, progress: Progress | None = None) -> None:
+    def __init__(self, form: str, progress: Progress | None = None) -> None:
         self.size = 0
+        self._form = form
         self._buffers = [bytearray() for _ in range(BUFFERS)]
         self._filled = 0
         self._spool: Spool | None = None
-        self._digest = hashlib.sha256()
-        self._helper: ThreadPoolExecutor | None = None
-        self._hashing: deque[Future[None]] = deque()
+        self._lanes = digests.lanes_of(form)
+        self._helpers: list[ThreadPoolExecutor] = []
+        self._hashing: deque[list[Future[None]]] = deque()
         self._progress = progress
         self._told = time.monotonic() + PROGRESS_AFTER - PROGRESS_EVERY
 
@@ -140,15 +141,15 @@ class Writer:
         self._gather(view, at)
         return len(view)
 
-    def payload(self, form: str) -> Payload:
+    def payload(self) -> Payload:
         if self._spool is None:
             data = bytes(memoryview(self._buffers[0])[: self._filled])
-            return Payload(form, data, hashlib.sha256(data).hexdigest())
+            return Payload(self._form, data, digests.digest_of(self._form, [data]))
         self._write_gathered()
         self._settle(0)
-        if self._helper is not None:
-            self._helper.shutdown()
-        return Payload(form, self._spool, self._digest.hexdigest())
+        for helper in self._helpers:
+            helper.shutdown()
+        return Payload(self._form, self._spool, digests.joined(self._lanes))
 
     def _gather(self, view: memoryview, at: int) -> int:
         """Take what fits into the buffer; give where the rest begins."""
@@ -174,10 +175,13 @@ class Writer:
 
     def _put(self, view: memoryview) -> None:
         """Write a piece to the file and hash it meanwhile."""
-        if self._spool is None or self._helper is None:
+        if self._spool is None:
             self._spool = Spool()
-            self._helper = ThreadPoolExecutor(1, "rlm-digest")
-        self._hashing.append(self._helper.submit(self._digest.update, view))
+            self._helpers = [ThreadPoolExecutor(1, "rlm-digest") for _ in self._lanes]
+        at = self._spool.size
+        self._hashing.append(
+            [helper.submit(lane.update, view, at) for helper, lane in zip(self._helpers, self._lanes, strict=True)]
+        )
         self._spool.write(view)
         if self._progress is not None and time.monotonic() - self._told > PROGRESS_EVERY:
             self._told = time.monotonic()
@@ -186,7 +190,8 @@ class Writer:
     def _settle(self, left: int) -> None:
         """Wait until at most `left` pieces are still to be hashed."""
         while len(self._hashing) > left:
-            self._hashing.popleft().result()
+            for lane in self._hashing.popleft():
+                lane.result()
 
 
 def _unnamed_file() -> IO[bytes]:

@@ -17,9 +17,9 @@ def write(value: Any, name: str, progress: Progress | None = None) -> Payload:
     """Pickle `value`, which the user calls `name`; a `SettingsError` says which part of it cannot be sent, and why."""
     try:
         try:
-            return _write(value, Writer(progress), by_value=False)
+            return _write(value, Writer("pickle", progress), by_value=False)
         except pickles.CANNOT_BY_NAME:
-            return _write(value, Writer(progress), by_value=True)
+            return _write(value, Writer("pickle", progress), by_value=True)
     except (SettingsError, KeyboardInterrupt):
         raise
     except RecursionError:
@@ -32,4 +32,4 @@ def write(value: Any, name: str, progress: Progress | None = None) -> Payload:
 
 def _write(value: Any, writer: Writer, *, by_value: bool) -> Payload:
     pickles.write(value, writer, by_value=by_value)
-    return writer.payload("pickle")
+    return writer.payload()

@@ -14,10 +14,11 @@ from typing import Any
 
 from . import crossing, pickles, workfiles
 from .channel import Channel
+from .digests import Digest
 from .failures import holds_failed_reply
 from .helper import Helper
 from .looks import look, shortened
-from .memfiles import Digest, unnamed
+from .memfiles import unnamed
 from .variables import lookup
 
 
@@ -67,7 +68,7 @@ class Answer(Helper):
         size = sum(map(len, pieces))
         if size > self._caps["value"]:
             raise ValueError(f"an answer of {size:,} bytes; at most {self._caps['value']:,}: give a smaller one")
-        digest = Digest(pieces, size)
+        digest = Digest(form, pieces)
         try:
             fd = unnamed(pieces, size, self._caps["finals"])
         finally:

@@ -6,18 +6,15 @@ cannot be read says what the kernel lacks for it.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import json
 import mmap
 import pickle
 import struct
 import sys
-import threading
 from typing import Any
 
-_STEP = 256 * 1024 * 1024
-"""Hashed in one go, without the interpreter's lock: so the text is decoded meanwhile, and an interrupt waits 0.2 s."""
+from .digests import Digest
 
 
 class NotLoaded(Exception):
@@ -38,29 +35,21 @@ def load(order: dict[str, Any], path: str | int = "") -> Any:
         access = mmap.ACCESS_READ if order["form"] == "text" else mmap.ACCESS_COPY
         data = mmap.mmap(file.fileno(), size, access=access, offset=offset) if size else b""
     view = memoryview(data)
+    digest = Digest(order["form"], [view])
     if order["form"] != "text":
-        _check(_digest(view), order)
+        _check(digest, order)
         return _unpickle(view)
-    found: list[str] = []
-    hashing = threading.Thread(target=lambda: found.append(_digest(view)))
-    hashing.start()
     try:
         text = str(view, "utf-8", "surrogatepass")
-    finally:
-        hashing.join()
-    _check(found[0], order)
+    except BaseException:
+        digest.give_up()
+        raise
+    _check(digest, order)
     return text
 
 
-def _digest(view: memoryview) -> str:
-    digest = hashlib.sha256()
-    for at in range(0, len(view), _STEP):
-        digest.update(view[at : at + _STEP])
-    return digest.hexdigest()
-
-
-def _check(digest: str, order: dict[str, Any]) -> None:
-    if not hmac.compare_digest(digest, order["digest"]):
+def _check(digest: Digest, order: dict[str, Any]) -> None:
+    if not hmac.compare_digest(digest.result(), order["digest"]):
         raise NotLoaded("the context arrived with another digest")
 
 

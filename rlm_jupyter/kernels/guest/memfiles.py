@@ -1,48 +1,15 @@
-"""Bytes for the supervisor in a file without a name, sealed in memory where they fit, and the digest the host holds them to."""
+"""Bytes for the supervisor in a file without a name, sealed in memory where they fit."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import secrets
-import threading
 from typing import Any
 
 _IN_MEMORY = 32 * 1024 * 1024
 """Bytes of an answer that is handed over in memory; a larger one goes by a file on disk."""
-_BESIDE = 1024 * 1024
-"""Bytes from which it pays to hash beside the writing."""
-
-
-class Digest:
-    """The SHA-256 of something, made beside other work where it is large."""
-
-    def __init__(self, pieces: list[Any], size: int) -> None:
-        self._found: list[str] = []
-        self._thread = threading.Thread(target=self._make, args=(pieces,)) if size > _BESIDE else None
-        if self._thread is None:
-            self._make(pieces)
-        else:
-            self._thread.start()
-
-    def _make(self, pieces: list[Any]) -> None:
-        self._found.append(digest_of(pieces))
-
-    def result(self) -> str:
-        """Give it in hexadecimal, when it is made."""
-        if self._thread is not None:
-            self._thread.join()
-        return self._found[0]
-
-
-def digest_of(pieces: list[Any]) -> str:
-    """Give the SHA-256 of pieces, in hexadecimal."""
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece)
-    return digest.hexdigest()
 
 
 def unnamed(pieces: list[Any], size: int, folder: str) -> int:

@@ -14,11 +14,12 @@ from typing import Any
 
 from . import crossing, describing, loading, pickles
 from .channel import Channel
+from .digests import digest_of
 from .enqueue import Enqueue
 from .failures import FailedReply, LMError, warn_of_failures
 from .helper import Helper
 from .looks import shortened
-from .memfiles import digest_of, unnamed
+from .memfiles import unnamed
 
 
 class Queries(Helper):
@@ -146,7 +147,7 @@ class Queries(Helper):
             value = prompt if context is None else context
             form, written = pickles.pack(value, f"contexts[{place}]" if len(prompts) > 1 else "context")
             gap = bytes(-end % mmap.ALLOCATIONGRANULARITY)
-            digest = digest_of(written.pieces)
+            digest = digest_of(form, written.pieces)
             pieces.append({"form": form, "offset": end + len(gap), "size": written.size, "digest": digest})
             chunks += [gap, *written.pieces]
             end += len(gap) + written.size
