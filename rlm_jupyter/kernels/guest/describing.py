@@ -68,7 +68,7 @@ def describe(value: Any, note: str = "") -> str:
 
 def describe_named(values: Mapping[str, Any], notes: Mapping[str, str]) -> str:
     """Describe several contexts, which are in one dict by name."""
-    head = f"`context` is a dict of {len(values):,} inputs, by name:"
+    head = f"`context` is a dict of {_many(len(values), 'input')}, by name:"
     rows = []
     for name, value in itertools.islice(values.items(), NAMED_AT_MOST):
         rows.append(f"\n- context[{_short(name)}]: " + describe(value, notes.get(name, "")).removeprefix("`context` is "))
@@ -90,22 +90,26 @@ def _describe(value: Any) -> str:
     if isinstance(value, str):
         return _describe_text(value)
     if isinstance(value, (bytes, bytearray)):
-        return f"`context` is {_kind(value)} of {len(value):,} bytes.{_begins(value)}"
+        return f"`context` is {_kind(value)} of {_many(len(value), 'byte')}.{_begins(value)}"
     if isinstance(value, Mapping):
         return _describe_dict(value)
     if isinstance(value, (list, tuple, collections.deque)):
         return _describe_list(value)
     if isinstance(value, (set, frozenset)):
-        return f"`context` is {_kind(value)} of {len(value):,} items ({_kinds(value) or 'none'})."
+        return f"`context` is {_kind(value)} of {_many(len(value), 'item')} ({_kinds(value) or 'none'})."
     if is_table(value):
         return f"`context` is {_kind(value)} {_table(value)}"
     if _is_array(value):
         return f"`context` is {_kind(value)} {_array(value)}"
     if isinstance(value, int) and not isinstance(value, bool):
-        return f"`context` is an int of {value.bit_length():,} bits."
+        return f"`context` is an int of {_many(value.bit_length(), 'bit')}."
     if value is None:
         return "`context` is None."
     return f"`context` is {_kind(value)}{_fields(value)}."
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _kind(value: Any) -> str:
@@ -129,7 +133,7 @@ def _fields(value: Any) -> str:
 
 def _describe_text(text: str) -> str:
     lines = text.count("\n") + 1
-    head = f"`context` is a str of {len(text):,} characters in {lines:,} line{'' if lines == 1 else 's'}."
+    head = f"`context` is a str of {_many(len(text), 'character')} in {_many(lines, 'line')}."
     shown = text[: min(PREVIEW_CHARACTERS, len(text) // 4)]
     return f"{head} It begins:\n{shown}" if shown else head
 
@@ -137,13 +141,13 @@ def _describe_text(text: str) -> str:
 def _describe_list(items: Collection[Any]) -> str:
     shown = itertools.islice(items, _shown(len(items)))
     rows = [f"[{place}] {_sized(item)}" for place, item in enumerate(shown)]
-    return _rows_of(f"`context` is {_kind(items)} of {len(items):,} items", items, rows)
+    return _rows_of(f"`context` is {_kind(items)} of {_many(len(items), 'item')}", items, rows)
 
 
 def _describe_dict(items: Mapping[Any, Any]) -> str:
     shown = _shown(len(items))
     rows = [f"[{_short(key)}] {_sized(items[key])}" for key in itertools.islice(items, shown)]
-    return _rows_of(f"`context` is {_kind(items)} of {len(items):,} items", items.values(), rows)
+    return _rows_of(f"`context` is {_kind(items)} of {_many(len(items), 'item')}", items.values(), rows)
 
 
 def _shown(count: int) -> int:
@@ -152,7 +156,7 @@ def _shown(count: int) -> int:
 
 def _rows_of(head: str, values: Collection[Any], rows: list[str]) -> str:
     total = sum(len(value) for value in values if isinstance(value, str))
-    text = f"; {total:,} characters of text in all" if total else ""
+    text = f"; {_many(total, 'character')} of text in all" if total else ""
     more = ["..."] if len(values) > len(rows) else []
     return "\n".join([f"{head} (values: {_kinds(values) or 'none'}{text}).", *rows, *more])
 
@@ -166,10 +170,10 @@ def _sized(value: Any) -> str:
     """Tell one item by its type and size, with a look at its beginning."""
     kind = type_name(value)
     if isinstance(value, _TEXTS):
-        unit = "characters" if isinstance(value, str) else "bytes"
-        return f"{kind}, {len(value):,} {unit}: {_short(value, min(PREVIEW_OF_ITEM, len(value) // 4))}"
+        size = _many(len(value), "character" if isinstance(value, str) else "byte")
+        return f"{kind}, {size}: {_short(value, min(PREVIEW_OF_ITEM, len(value) // 4))}"
     if isinstance(value, (Mapping, *_GROUPS)):
-        return f"{kind}, {len(value):,} items"
+        return f"{kind}, {_many(len(value), 'item')}"
     if is_table(value):
         return f"{kind} {_shape(value)}"
     if _is_array(value):
@@ -181,7 +185,7 @@ def _short(value: Any, limit: int = PREVIEW_OF_ITEM) -> str:
     if isinstance(value, _TEXTS):
         return repr(value[:limit]) + ("..." if len(value) > limit else "")
     if isinstance(value, int) and value.bit_length() > 4 * limit:
-        return f"a number of {value.bit_length():,} bits"
+        return f"a number of {_many(value.bit_length(), 'bit')}"
     text = repr(value) if type(value) in _LEAVES else type(value).__name__
     return text if len(text) <= limit else text[:limit] + "..."
 
@@ -208,7 +212,7 @@ def _columns(value: Any) -> list[tuple[str, str]]:
 
 def _shape(value: Any) -> str:
     columns = _columns(value)
-    return f"of {_rows(value):,} rows x {len(columns):,} columns"
+    return f"of {_many(_rows(value), 'row')} x {_many(len(columns), 'column')}"
 
 
 def _table(value: Any) -> str:
@@ -262,7 +266,7 @@ def _cut(text: str) -> str:
 
 def _array(value: Any) -> str:
     shape = " x ".join(f"{n:,}" for n in value.shape) or "no dimension"
-    text = f"of shape {shape}, dtype {_cut(str(value.dtype))}, {value.nbytes:,} bytes."
+    text = f"of shape {shape}, dtype {_cut(str(value.dtype))}, {_many(value.nbytes, 'byte')}."
     count = min(PREVIEW_ITEMS, int(value.size) // 4)
     if not count:
         return text
