@@ -18,9 +18,10 @@ from flask import Flask
 
 from rlm_jupyter.kernels.guest import lines, wire
 from rlm_jupyter.kernels.guest.book import AGAIN, CONFLICT, GONE, TAKEN, WAITING_CAP, Book, Refused
-from rlm_jupyter.kernels.guest.broker import Broker
+from rlm_jupyter.kernels.guest.broker import HANDED, Broker
 from rlm_jupyter.kernels.guest.desk import bound
-from rlm_jupyter.kernels.guest.lines import TOKEN
+from rlm_jupyter.kernels.guest.frames import Parser
+from rlm_jupyter.kernels.guest.lines import SESSION, TOKEN
 from tests.brokers import CAPS, LM, WAIT, BrokerProcess, Tunnel, asked, bridged, call_message, hang_up_after, head, threads
 
 HOST = "h" * 64
@@ -381,6 +382,37 @@ async def test_a_caller_that_hangs_up_takes_its_call_along(broker: BrokerProcess
         hang_up()
         await asyncio.wait_for(lm.stopped.wait(), WAIT)
     assert (lm.cancelled, lm.under_way) == (1, 0)
+    assert broker.health()["waiting"] == 0
+
+
+@pytest.mark.anyio
+async def test_a_kept_connection_asks_again_and_again_and_its_end_is_noticed(broker: BrokerProcess) -> None:
+    """Small replies go the short way, large ones do not: both whole, and whatever way the one before went."""
+    prompts = [f"{number} " + "é" * (HANDED if number % 3 == 1 else number) for number in range(30)]
+    lm, connection = LM(), http.client.HTTPConnection("127.0.0.1", broker.enqueue_port, timeout=WAIT)
+
+    def asks(message: bytes) -> None:
+        connection.request("POST", "/enqueue", message, {TOKEN: broker.kernels[1]})
+
+    def replies() -> list[str]:
+        got = []
+        for prompt in prompts:
+            asks(call_message([prompt]))
+            response = connection.getresponse()
+            assert response.headers[SESSION] == broker.session
+            ((_, body),) = Parser().feed(response.read())
+            got.append(body.decode())
+        return got
+
+    async with bridged(broker.url, broker.token, lm):
+        assert await asyncio.wait_for(asyncio.to_thread(replies), WAIT) == [f"re: {prompt}" for prompt in prompts]
+        lm.seconds = 600
+        lm.begun.clear()
+        await asyncio.to_thread(asks, call_message(["never mind"]))
+        await asyncio.wait_for(lm.begun.wait(), WAIT)
+        connection.close()
+        await asyncio.wait_for(lm.stopped.wait(), WAIT)
+    assert set(lm.asked.values()) == {1}
     assert broker.health()["waiting"] == 0
 
 

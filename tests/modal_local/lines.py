@@ -17,6 +17,8 @@ QUEUE = 16 << 20
 OPEN, DOWN, BLACK_HOLE, BAD_GATEWAY = "open", "down", "black hole", "502"
 STATES = (OPEN, DOWN, BLACK_HOLE, BAD_GATEWAY)
 Deliver = Callable[[bytes], None]
+Inner = asyncio.Protocol | asyncio.BufferedProtocol
+"""What serves a connection: TLS, where it begins, reads into buffers of its own."""
 
 
 class Conditions:
@@ -117,16 +119,18 @@ class Way:
 
 
 class Line(asyncio.Transport):
-    """The transport as the inner protocol sees it."""
+    """The transport as the inner protocol sees it; `loop.start_tls` takes it too."""
 
-    def __init__(self, transport: asyncio.Transport, inner: asyncio.Protocol, conditions: Conditions) -> None:
+    _start_tls_compatible = True
+
+    def __init__(self, transport: asyncio.Transport, inner: Inner, conditions: Conditions) -> None:
         super().__init__()
-        self._transport, self._inner, self._conditions = transport, inner, conditions
+        self._transport, self.inner, self._conditions = transport, inner, conditions
         # What a client sends with its first packet has waited for the handshake: one round trip more.
         opened = asyncio.get_running_loop().time() + 2 * conditions.delay
         self.incoming = Way(conditions, self._arrived, self._eof, opened)
         self.outgoing = Way(conditions, self._send, self._close, 0.0)
-        self._over = self._paused = self._full = False
+        self._over = self._paused = self._full = self._blocked = False
         conditions.lines.add(self)
 
     def wake(self) -> None:
@@ -138,6 +142,12 @@ class Line(asyncio.Transport):
             self.incoming.push(data)
             self._flow()
 
+    def block(self, blocked: bool) -> None:
+        """Take note of whether the real connection takes more bytes now."""
+        if not self._over:
+            self._blocked = blocked
+            self._flow()
+
     def lost(self, error: BaseException | None) -> None:
         """The real connection is gone."""
         if not self._over:
@@ -145,11 +155,21 @@ class Line(asyncio.Transport):
             self._conditions.lines.discard(self)
             self.incoming.drop()
             self.outgoing.drop()
-            self._inner.connection_lost(error if isinstance(error, Exception) else None)
+            self.inner.connection_lost(error if isinstance(error, Exception) else None)
 
     def _arrived(self, data: bytes) -> None:
+        if isinstance(self.inner, asyncio.Protocol):
+            if not self._over:
+                self.inner.data_received(data)
+        else:
+            rest = memoryview(data)
+            while rest and not self._over:
+                with memoryview(self.inner.get_buffer(len(rest))) as room:
+                    taken = min(len(rest), len(room))
+                    room[:taken] = rest[:taken]
+                self.inner.buffer_updated(taken)
+                rest = rest[taken:]
         if not self._over:
-            self._inner.data_received(data)
             self._flow()
 
     def _send(self, data: bytes) -> None:
@@ -158,16 +178,16 @@ class Line(asyncio.Transport):
             self._flow()
 
     def _eof(self) -> None:
-        if not self._over and not self._inner.eof_received():
+        if not self._over and not self.inner.eof_received():
             self.close()
 
     def _close(self) -> None:
         self._transport.close()
 
     def _flow(self) -> None:
-        if self._full != (self.outgoing.size > QUEUE):
+        if self._full != (self._blocked or self.outgoing.size > QUEUE):
             self._full = not self._full
-            (self._inner.pause_writing if self._full else self._inner.resume_writing)()
+            (self.inner.pause_writing if self._full else self.inner.resume_writing)()
         if not self._transport.is_closing():
             if self._paused or self.incoming.size > QUEUE:
                 self._transport.pause_reading()
@@ -192,6 +212,17 @@ class Line(asyncio.Transport):
     def abort(self) -> None:
         self._transport.abort()
 
+    def _force_close(self, error: BaseException | None) -> None:
+        """End it as TLS does that has failed."""
+        self.abort()
+
+    def get_protocol(self) -> Inner:
+        return self.inner
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        assert isinstance(protocol, asyncio.Protocol | asyncio.BufferedProtocol)
+        self.inner = protocol
+
     def is_closing(self) -> bool:
         return self._over or self._transport.is_closing()
 
@@ -212,7 +243,6 @@ class Wire(asyncio.Protocol):
 
     def __init__(self, conditions: Conditions, inner: Callable[[], asyncio.Protocol]) -> None:
         self._conditions, self._factory = conditions, inner
-        self._inner: asyncio.Protocol | None = None
         self._line: Line | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -221,9 +251,9 @@ class Wire(asyncio.Protocol):
         if self._conditions.state == DOWN:
             transport.abort()
             return
-        self._inner = self._factory()
-        self._line = Line(transport, self._inner, self._conditions)
-        self._inner.connection_made(self._line)
+        inner = self._factory()
+        self._line = Line(transport, inner, self._conditions)
+        inner.connection_made(self._line)
 
     def data_received(self, data: bytes) -> None:
         if self._line is not None:
@@ -236,12 +266,12 @@ class Wire(asyncio.Protocol):
         return True
 
     def pause_writing(self) -> None:
-        if self._inner is not None:
-            self._inner.pause_writing()
+        if self._line is not None:
+            self._line.block(True)
 
     def resume_writing(self) -> None:
-        if self._inner is not None:
-            self._inner.resume_writing()
+        if self._line is not None:
+            self._line.block(False)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._line is not None:

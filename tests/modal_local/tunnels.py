@@ -10,16 +10,30 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import trustme
 
 from tests.modal_local.boxes import ADDRESS, Box
 from tests.modal_local.edges import Buffer, Refusal
-from tests.modal_local.lines import BAD_GATEWAY, Conditions, Wire
+from tests.modal_local.lines import BAD_GATEWAY, Conditions, Line, Wire
 from tests.modal_local.relays import Relay, Tasks, join
 
 HOST = "127.0.0.1"
+
+
+class Arrival(asyncio.Protocol):
+    """A connection that has just come, and of which nothing is read until somebody else serves it."""
+
+    def __init__(self, serve: Callable[[Line], Coroutine[Any, Any, None]], tasks: Tasks) -> None:
+        self._serve, self._tasks = serve, tasks
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, Line)
+        transport.pause_reading()
+        self._tasks.spawn(self._serve(transport))
 
 
 class Tunnel:
@@ -32,53 +46,63 @@ class Tunnel:
         self._tasks = Tasks()
 
     async def open(self, conditions: Conditions, security: ssl.SSLContext | None) -> None:
-        loop = asyncio.get_running_loop()
+        def connected() -> Arrival:
+            return Arrival(lambda line: self._serve(line, security, conditions), self._tasks)
 
-        def connected() -> Relay:
-            """Make the raw side of a new connection, and behind it TLS and the sandbox."""
-            front, back = socket.socketpair()
-            raw, ours = Relay(), Relay()
-            join(raw, ours)
-            self._tasks.spawn(self._connect(ours, front, back, security, conditions))
-            return raw
-
-        self._server = await loop.create_server(lambda: Wire(conditions, connected), HOST, 0)
+        self._server = await asyncio.get_running_loop().create_server(lambda: Wire(conditions, connected), HOST, 0)
         self.port = self._server.sockets[0].getsockname()[1]
 
-    async def _connect(
-        self, ours: Relay, front: socket.socket, back: socket.socket, security: ssl.SSLContext | None, conditions: Conditions
-    ) -> None:
-        loop = asyncio.get_running_loop()
+    async def _serve(self, line: Line, security: ssl.SSLContext | None, conditions: Conditions) -> None:
         self.busy += 1
         try:
-            front.setblocking(False)
-            back.setblocking(False)
-            await loop.connect_accepted_socket(lambda: ours, front)
             if conditions.state == BAD_GATEWAY:
-                await loop.connect_accepted_socket(Refusal, back, ssl=security)
+                await _meet(line, Refusal(), security)
                 return
             edge, inside = Relay(), Buffer() if conditions.buffering else Relay()
             join(edge, inside)
-            await loop.connect_accepted_socket(lambda: edge, back, ssl=security)
-            made = self._box.socket()
-            made.setblocking(False)
+            await _meet(line, edge, security)
             try:
-                await loop.sock_connect(made, (ADDRESS, self.container_port))
+                made = await self._connect()
             except OSError:
-                made.close()
                 edge.close()
                 return
-            await loop.create_connection(lambda: inside, sock=made)
+            await asyncio.get_running_loop().create_connection(lambda: inside, sock=made)
             await inside.over.wait()
         except (OSError, ssl.SSLError):
-            ours.close()
+            line.close()
         finally:
             self.busy -= 1
+
+    async def _connect(self) -> socket.socket:
+        """Connect to the port in the sandbox."""
+        made = self._box.socket()
+        made.setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_connect(made, (ADDRESS, self.container_port))
+        except OSError:
+            made.close()
+            raise
+        return made
 
     def close(self) -> None:
         if self._server is not None:
             self._server.close()
         self._tasks.cancel()
+
+
+async def _meet(line: Line, server: asyncio.Protocol, security: ssl.SSLContext | None) -> None:
+    """Have a connection served, behind TLS if there is any."""
+    if security is None:
+        line.set_protocol(server)
+        line.resume_reading()
+        server.connection_made(line)
+        return
+    if line.is_closing():
+        raise ConnectionResetError
+    secured = await asyncio.get_running_loop().start_tls(line, server, security, server_side=True)
+    if secured is None:  # the client is gone
+        raise ConnectionResetError
+    server.connection_made(secured)
 
 
 class Tunnels:

@@ -43,7 +43,7 @@ class Entry:
     digest: str
     prompts: int
     number: int
-    waiters: set[object] = field(default_factory=set)
+    waiters: dict[object, Callable[[wire.Reply], object]] = field(default_factory=dict)
     done: threading.Event = field(default_factory=threading.Event)
     sent: bool = False
     reply: wire.Reply | None = None
@@ -51,8 +51,8 @@ class Entry:
     why: str = ""
 
 
-def _later(asked: Asked) -> bool:
-    """Refuse a call that is offered."""
+def _later(offered: Asked | wire.Reply) -> bool:
+    """Refuse what is offered: it will be fetched."""
     return False
 
 
@@ -86,12 +86,22 @@ class Book:
 
     # Kernels
 
-    def ask(self, call: wire.Call, caller: object, left: Callable[[], bool] = lambda: False) -> wire.Reply:
-        """Wait for the reply to a call; `Refused` when there is none. `left` tells whether the caller is gone already."""
+    def ask(
+        self,
+        call: wire.Call,
+        caller: object,
+        left: Callable[[], bool] = lambda: False,
+        hand: Callable[[wire.Reply], object] = _later,
+    ) -> wire.Reply:
+        """Wait for the reply to a call; `Refused` when there is none. `left` tells whether the caller is gone already.
+
+        `hand` is offered a reply that comes meanwhile, by the thread that brings it, which spares the caller's turn; it never
+        waits, and does nothing where it would have to.
+        """
         digest = digest_of(call)
         with self._lock:
             entry = self._find(call, digest) or self._enter(call, digest)
-            entry.waiters.add(caller)
+            entry.waiters[caller] = hand
         if left():
             self.leave(call.kernel, call.call, caller)
         try:
@@ -110,7 +120,7 @@ class Book:
             entry = self._entries.get((kernel, call))
             if entry is None or caller not in entry.waiters:
                 return
-            entry.waiters.discard(caller)
+            del entry.waiters[caller]
             if not entry.waiters and not entry.done.is_set():
                 self._give_up(entry, "this call was given up before")
 
@@ -269,6 +279,8 @@ class Book:
             self._settle(entry)
             entry.reply, entry.answer = reply, seal
             self._keep(entry)
+            for hand in entry.waiters.values():
+                hand(reply)
             entry.done.set()
             return TAKEN
 

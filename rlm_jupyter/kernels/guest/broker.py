@@ -37,7 +37,7 @@ from flask import Flask, Response, abort, request
 
 from . import processes, wire
 from .book import WAITING_CAP, Book, Refused
-from .doors import CHANNEL, Channel, Door
+from .doors import CHANNEL, Answered, Channel, Door
 from .frames import HEADER_CAP, FrameError, Parser, pack
 from .lines import HELD_MESSAGES, SESSION, TOKEN, Asked, GivenUp, call_lines, dropped_line, hello_line, read_reply
 
@@ -47,7 +47,8 @@ PUBLIC_THREADS = 16
 PUBLIC_CONNECTIONS = 512
 _JOINED = 256 * 1024
 HANDED = 16 * 1024
-"""Bytes of a call that whoever asks sends to the host without waiting for the host's reader to do it."""
+"""Bytes of a call, or of its reply, that whoever brings it passes on without waiting for the turn of whoever waits for it."""
+OCTETS = "application/octet-stream"
 
 NO_CELL = "no cell is running: calls and answers are taken only while a cell runs"
 
@@ -200,12 +201,16 @@ class Broker:
             channel = _channel()
             try:
                 call = self._read_call(kernel, request.get_data(cache=False))
-                if channel is not None:
-                    channel.gone = lambda: self.book.leave(call.kernel, call.call, channel)
-                reply = self.book.ask(call, channel or object(), lambda: channel is not None and not channel.connected)
+                if channel is None:
+                    return _message(*_told(self.book.ask(call, object())))
+                channel.gone = lambda: self.book.leave(call.kernel, call.call, channel)
+                waiter = _Waiter(channel, {SESSION: self.book.session, "Content-Type": OCTETS})
+                reply = self.book.ask(call, channel, lambda: not channel.connected, waiter.hand)
             except (FrameError, wire.WireError, Refused) as error:
                 return _message({"refused": str(error)}, b"")
-            return _message({"sizes": reply.sizes, "errors": reply.errors, "values": reply.values}, reply.data)
+            if waiter.answered:
+                raise Answered
+            return _message(*_told(reply))
 
         return app
 
@@ -321,8 +326,23 @@ def _channel() -> Channel | None:
     return channel
 
 
+class _Waiter:
+    """Who waits for a reply, which a small one reaches at once, by the thread that brings it: `answered` tells."""
+
+    def __init__(self, channel: Channel, fields: dict[str, str]) -> None:
+        self._channel, self._fields, self.answered = channel, fields, False
+
+    def hand(self, reply: wire.Reply) -> None:
+        if len(reply.data) <= HANDED:
+            self.answered = self._channel.answer_at_once(self._fields, b"".join(pack(*_told(reply))))
+
+
+def _told(reply: wire.Reply) -> tuple[dict[str, Any], bytes]:
+    return {"sizes": reply.sizes, "errors": reply.errors, "values": reply.values}, reply.data
+
+
 def _message(header: dict[str, Any], body: bytes) -> Response:
-    return Response(b"".join(pack(header, body)), mimetype="application/octet-stream")
+    return Response(b"".join(pack(header, body)), mimetype=OCTETS)
 
 
 def main(settings: dict[str, Any], public: socket.socket, local: socket.socket, orders: socket.socket) -> None:

@@ -19,6 +19,7 @@ from .failures import LMError
 FRAME_CAP = 16 * 1024 * 1024
 _FRAME = struct.Struct(">IB")
 _LENGTH = struct.Struct(">I")
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 
 class Channel:
@@ -73,7 +74,7 @@ class Channel:
 
 def frames(header: dict[str, Any], body: bytes) -> Iterator[bytes]:
     """Write a message, in frames."""
-    head = json.dumps(header, separators=(",", ":")).encode("ascii")
+    head = _ENCODER.encode(header).encode("ascii")
     view = memoryview(_LENGTH.pack(len(head)) + head + body)
     while True:
         piece, view = view[:FRAME_CAP], view[FRAME_CAP:]

@@ -32,6 +32,10 @@ IDLE_SECONDS = 120
 _TOKEN_KEY = TOKEN.upper().replace("-", "_")
 
 
+class Answered(BaseException):
+    """Raised by an application whose answer was sent already, by `Channel.answer_at_once`."""
+
+
 class _Refusal(Error):  # type: ignore[misc]
     def __init__(self, code: int, reason: str) -> None:
         super().__init__("")
@@ -75,6 +79,18 @@ class _Work(WSGITask):  # type: ignore[misc]
         environ[CHANNEL] = self.channel
         self.channel.say = self.write
         return environ
+
+    def service(self) -> None:
+        try:
+            super().service()
+        finally:
+            self.channel.gone = lambda: None  # before the next request of this connection is served
+
+    def execute(self) -> None:
+        try:
+            super().execute()
+        except Answered:
+            self.wrote_header = True
 
     def write(self, data: bytes) -> None:
         """Send a piece of the answer, the first one together with the head: each packet wakes whoever waits."""
@@ -135,10 +151,21 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
     def say_at_once(self, data: bytes) -> bool:
         """Send a piece of the answer if nothing is in its way; whether it was sent. It never waits, for a lock neither."""
+        return self._at_once(lambda: self.say(data))
+
+    def answer_at_once(self, fields: dict[str, str], body: bytes) -> bool:
+        """Give the whole answer to the request that is being served, as `say_at_once` does; the application has to say so."""
+        request = self.requests[0]
+        if request.version != "1.1" or request.headers.get("CONNECTION") is not None:
+            return False
+        head = "".join(f"{name}: {value}\r\n" for name, value in {**fields, "Content-Length": str(len(body))}.items())
+        return self._at_once(lambda: self.write_soon(f"HTTP/1.1 200 OK\r\n{head}\r\n".encode("latin-1") + body))
+
+    def _at_once(self, write: Callable[[], object]) -> bool:
         if self.total_outbufs_len or not self.outbuf_lock.acquire(blocking=False):
             return False
         try:
-            self.say(data)
+            write()
         except ClientDisconnected:
             return False
         finally:
@@ -151,7 +178,6 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             super().service()
         finally:
             self.server.serving.channel = None
-        self.gone = lambda: None
         with self.requests_lock:
             if not self.requests and self.request is None:
                 self._release()

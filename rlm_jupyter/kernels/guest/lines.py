@@ -230,12 +230,11 @@ class _Part:
 
 
 def _hasher(head: Header) -> hashlib._Hash:
-    text = json.dumps(head, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode("ascii") + b"\n")
+    return hashlib.sha256(_SORTED.encode(head).encode("ascii") + b"\n")
 
 
 def _line(fields: dict[str, Any]) -> bytes:
-    return json.dumps(fields, separators=(",", ":")).encode("ascii") + b"\n"
+    return _ENCODER.encode(fields).encode("ascii") + b"\n"
 
 
 def _coded(data: bytes) -> str:
@@ -244,7 +243,7 @@ def _coded(data: bytes) -> str:
 
 def _fields(line: bytes) -> dict[str, Any]:
     try:
-        fields = json.loads(line.decode("ascii"), parse_constant=_refuse)
+        fields = _DECODER.decode(line.decode("ascii"))
     except (ValueError, RecursionError):
         raise LineError("a line that is not plain JSON") from None
     if type(fields) is not dict:
@@ -268,3 +267,8 @@ def _is_hex(value: object, length: int) -> bool:
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(constant)
+
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
+_SORTED = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+_DECODER = json.JSONDecoder(parse_constant=_refuse)
