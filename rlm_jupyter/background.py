@@ -15,7 +15,8 @@ from rlm_jupyter.trace import Trace
 from rlm_jupyter.widgets.view import Face, open_view
 
 if TYPE_CHECKING:
-    from rlm_jupyter.run import Feed, Run
+    from rlm_jupyter.feed import Feed
+    from rlm_jupyter.run import Run
     from rlm_jupyter.widgets.view import View
 
 

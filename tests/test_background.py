@@ -15,8 +15,9 @@ import pytest
 from IPython.core.error import UsageError
 
 from rlm_jupyter import RunStopped
+from rlm_jupyter.course import KILLED, TOO_LATE
 from rlm_jupyter.engine import Engine
-from rlm_jupyter.run import KILLED, TOO_LATE, Run
+from rlm_jupyter.run import Run
 from rlm_jupyter.testing import Reply, Request, ScriptedServer
 from tests.boxes import Marked, derived_image, marked_image
 from tests.modal_local.plane import LocalModal

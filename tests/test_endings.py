@@ -12,13 +12,13 @@ import pytest
 from rlm_jupyter import LMError, RunStopped
 from rlm_jupyter.budget import Budget
 from rlm_jupyter.contexts import prepare
+from rlm_jupyter.course import KILLED, TOO_LATE
 from rlm_jupyter.engine import Engine
 from rlm_jupyter.events import Event
 from rlm_jupyter.kernels.local import open_local
 from rlm_jupyter.lm import providers
 from rlm_jupyter.lm.handler import LMHandler
 from rlm_jupyter.loop import Node
-from rlm_jupyter.run import KILLED, TOO_LATE
 from rlm_jupyter.settings import RunSettings
 from rlm_jupyter.testing import Reply, Request, ScriptedServer
 from tests.models import answer, code, scripted

@@ -17,9 +17,10 @@ import psutil
 import pytest
 
 from rlm_jupyter import RunStopped, events
+from rlm_jupyter.course import KILLED, TOO_LATE
 from rlm_jupyter.errors import KernelDied
 from rlm_jupyter.events import Event
-from rlm_jupyter.run import KILLED, STOP_WITHIN, TOO_LATE, Run
+from rlm_jupyter.run import STOP_WITHIN, Run
 from rlm_jupyter.testing import Reply, Request, ScriptedServer
 from rlm_jupyter.trace import Trace
 from tests.boxes import Marked, derived_image, marked_image

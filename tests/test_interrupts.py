@@ -30,7 +30,7 @@ from tests.shells import open_shell
 Line = tuple[str, int]
 HOUSE = Path(rlm_jupyter.__file__).parent
 BEGINNING = {str(HOUSE / "engine.py"), threading.__file__}
-WATCHED = {str(HOUSE / name) for name in ("asked.py", "rlm.py", "run.py", "engine.py")}
+WATCHED = {str(HOUSE / name) for name in ("asked.py", "rlm.py", "run.py", "course.py", "record.py", "feed.py", "engine.py")}
 
 
 class Lines:

@@ -20,7 +20,7 @@ from rlm_jupyter.kernels.guest.crossing import PACKAGES
 PACKAGE = Path(rlm_jupyter.__file__).parent
 
 # A room may import from itself and from the rooms in its list. The direction as a whole:
-# magics -> rlm -> run -> loop -> {lm, kernels} -> {events, values, errors}; widgets read events and trace.
+# magics -> rlm -> run -> course -> loop -> {lm, kernels} -> {events, values, errors}; widgets read events and trace.
 GROUND = {"errors", "events", "settings"}
 MAY_IMPORT = {
     "errors": {"result"},
@@ -61,20 +61,22 @@ MAY_IMPORT = {
     },
     "children": GROUND | {"budget", "kernels.messages", "lm.handler", "lm.providers", "loop", "values"},
     "engine": {"kernels"},
+    "feed": {"events"},
+    "record": {"events", "feed", "redaction", "trace", "trace_file"},
+    "course": GROUND | {"budget", "children", "contexts", "engine", "kernels", "lm", "loop", "trace"},
     "run": GROUND
     | {
-        "budget",
-        "children",
         "contexts",
+        "course",
         "engine",
-        "files",
+        "feed",
         "kernels",
         "lm",
         "loop",
+        "record",
         "redaction",
         "result",
         "trace",
-        "trace_file",
         "values",
         "widgets",
     },
@@ -84,7 +86,7 @@ MAY_IMPORT = {
     "trials": GROUND | {"kernels"},
     "doctor": GROUND | {"lm", "redaction", "trace_file", "trials"},
     "sandboxes": GROUND | {"kernels.modal_place", "kernels.modal_sandboxes", "run", "widgets.words"},
-    "background": {"run", "trace", "widgets"},
+    "background": {"feed", "run", "trace", "widgets"},
     "steering": GROUND | {"background", "doctor", "run", "sandboxes", "trace", "trace_file", "widgets"},
     "panels": GROUND | {"completion", "lm.table", "run", "widgets"},
     "options": {"settings"},
