@@ -184,9 +184,9 @@ class Family:
         parent = node.parent
         assert parent is not None
         try:
-            await node.open_below(request.parcel, place)
+            await node.repl.open_below(request.parcel, place)
             if self._settings.setup_code:
-                await node.set_up(self._settings.setup_code)
+                await node.repl.set_up(self._settings.setup_code)
             question = request.prompts[place] if context.own else None
             answer = await node.run(question, context.text, parent.place)
         except LimitReached as limit:
@@ -198,7 +198,7 @@ class Family:
         except Exception as error:  # a bug of ours must end the child only, and be told
             return Answer("failed"), f"the child failed: internal error: {type(error).__name__}: {error}"
         if answer.final is not None:
-            node.bring(answer.final, request.call, place)
+            node.repl.bring(answer.final, request.call, place)
         return answer, "" if answer.type_name else f"the child gave no answer: {answer.limit}"
 
     def _tell_beginning(self, node: Node, request: CallRequest, place: int, context: Described, model: str) -> None:

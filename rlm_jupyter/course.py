@@ -139,11 +139,11 @@ class Course:
                 self._best = self._best or await node.best()
             if clock.cancelled_caught:
                 self._emit(events.Notice(text=TOO_LATE))
-            if node.killed and isinstance(error, anyio.get_cancelled_exc_class()):
+            if node.repl.killed and isinstance(error, anyio.get_cancelled_exc_class()):
                 self._emit(events.Notice(text=KILLED))
             raise
         finally:
-            self._healthy = node.alive
+            self._healthy = node.repl.alive
             with anyio.move_on_after(CLOSE_WITHIN, shield=True):
                 await family.aclose()
             with anyio.move_on_after(CLOSE_WITHIN, shield=True):
@@ -153,7 +153,7 @@ class Course:
     async def _work(self, node: Node) -> Answer:
         if self._settings.setup_code:
             try:
-                await node.set_up(self._settings.setup_code)
+                await node.repl.set_up(self._settings.setup_code)
             except ValueError as failure:
                 advice = self._task.place.advice(str(failure))
                 told = f"the set-up code failed, so nothing was asked: {failure}" + (f"\n{advice}" if advice else "")
@@ -161,7 +161,7 @@ class Course:
             if advice := self._task.place.advice(self._set_up_output()):
                 self._emit(events.Notice(text=f"the set-up code seems to have missed something: {advice}"))
         self._best = await node.run(self._task.question, self._task.context.description, self._task.place.limits)
-        self.files = await node.files()
+        self.files = await node.repl.files()
         return self._best
 
     def _set_up_output(self) -> str:

@@ -20,7 +20,7 @@ from rlm_jupyter.kernels.guest.crossing import PACKAGES
 PACKAGE = Path(rlm_jupyter.__file__).parent
 
 # A room may import from itself and from the rooms in its list. The direction as a whole:
-# magics -> rlm -> run -> course -> loop -> {lm, kernels} -> {events, values, errors}; widgets read events and trace.
+# magics -> rlm -> run -> course -> loop -> {lm, repl -> kernels} -> {events, values, errors}; widgets read events and trace.
 GROUND = {"errors", "events", "settings"}
 MAY_IMPORT = {
     "errors": {"result"},
@@ -41,9 +41,9 @@ MAY_IMPORT = {
     "kernels": GROUND | {"contexts", "network", "pictures", "values"},
     "kernels.guest": set(),
     "prompts": {"kernels.cell"},
-    "loop": GROUND
+    "conversation": {"lm.client", "pictures"},
+    "repl": GROUND
     | {
-        "budget",
         "contexts",
         "files",
         "kernels.cell",
@@ -51,11 +51,21 @@ MAY_IMPORT = {
         "kernels.finals",
         "kernels.kernel",
         "kernels.messages",
-        "lm.client",
+        "pictures",
+        "values",
+    },
+    "loop": GROUND
+    | {
+        "budget",
+        "contexts",
+        "conversation",
+        "kernels.environment",
+        "kernels.finals",
+        "kernels.messages",
         "lm.handler",
-        "lm.prices",
         "pictures",
         "prompts",
+        "repl",
         "replies",
         "values",
     },
