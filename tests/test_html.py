@@ -482,6 +482,14 @@ def test_pages_sent_while_running_show_the_pictures_of_the_last_turn_only() -> N
         assert fit.weight(source) <= page.LIVE_CAP + page.LIVE_PICTURES
 
 
+def test_what_is_shown_before_the_first_event_says_only_that_it_starts() -> None:
+    recorder = Recorder(Trace())
+    html.HtmlView(recorder, clock=lambda: 0.0).start(recorder.trace)
+    (status,) = recorder.shown.values()
+    assert "Starting" in status["text/plain"]
+    assert "model" not in status["text/plain"]
+
+
 def test_the_end_replaces_both_displays_and_says_no_more() -> None:
     stream = short_run().end(answer=ANSWER).events
     trace = Trace()

@@ -260,7 +260,7 @@ def opening(trace: Trace) -> list[str]:
     caps = [dollars(setting(trace, "max_cost"))] if figure(setting(trace, "max_cost")) else []
     caps += [count(setting(trace, "max_calls"), "request")] if figure(setting(trace, "max_calls")) else []
     caps += [duration(setting(trace, "timeout"))] if figure(setting(trace, "timeout")) else []
-    parts = [models(trace), one_line(setting(trace, "environment") or "", 40)]
+    parts = [models(trace) if trace.run else "", one_line(setting(trace, "environment") or "", 40)]
     parts[1] += f" ({_isolation(trace)})" if trace.isolation else ""
     parts.append(f"at most {', '.join(caps)}" if caps else "")
     parts.append(f"context {one_line(trace.context_type, 40)}, {size(trace.context_size)}" if trace.context_type else "")
@@ -299,4 +299,4 @@ def progress(trace: Trace, seconds: float) -> list[str]:
     parts.append(duration(seconds) if seconds >= 59.5 else f"{int(seconds)} s")
     if machine := sandbox(trace, seconds):
         parts.append(f"sandbox {machine} (outside --max-cost)")
-    return [*parts, models(trace)]
+    return [*parts, models(trace)] if trace.run else parts
