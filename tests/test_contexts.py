@@ -245,6 +245,16 @@ def test_a_large_context_is_in_an_unnamed_file_and_linked_not_copied(tmp_path: P
     assert (tmp_path / "one").stat().st_ino == (tmp_path / "two").stat().st_ino
 
 
+def test_the_file_of_a_large_context_is_opened_anew_by_whoever_holds_it() -> None:
+    text = "0123456789" * (SMALL // 5)
+    large = prepare(text).payload.file()
+    assert large is not None
+    with open(large, "rb") as one, open(large, "rb") as other:
+        assert one.read(7) == b"0123456"
+        assert other.read() == text.encode(), "each reads from the beginning"
+    assert prepare("small").payload.file() is None
+
+
 def test_no_room_for_the_context_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match="TMPDIR"):
         _fill(Writer("text"))

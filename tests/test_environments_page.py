@@ -9,7 +9,7 @@ import pytest
 
 from rlm_jupyter.kernels import client, docker, images, packages
 from rlm_jupyter.kernels.modal import LEASE, PATIENCE, RECONNECT_SECONDS
-from rlm_jupyter.kernels.modal_files import PIECE
+from rlm_jupyter.kernels.modal_files import PIECE, WHOLE
 from rlm_jupyter.kernels.modal_launch import DEFAULT_CPU, DEFAULT_MEMORY
 from rlm_jupyter.kernels.modal_place import LONGEST, ModalPlace
 from rlm_jupyter.magics import EXAMPLES, RLMMagics
@@ -109,5 +109,5 @@ def test_the_page_of_modal_has_every_option_and_argument_with_its_default() -> N
         in told
     )
     assert f"ends itself after {LEASE * RECONNECT_SECONDS:.0f} s" in told
-    assert f"in pieces of {size_text(PIECE)}" in told
+    assert f"above {size_text(WHOLE)} in pieces of {size_text(PIECE)}" in told
     assert "Nothing here was ever run at the real Modal" in told

@@ -6,11 +6,13 @@ That kernels in them behave as anywhere else is shown by `conformance`.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,10 @@ from rlm_jupyter.kernels.environment import Environment
 from rlm_jupyter.kernels.guest import hold
 from rlm_jupyter.kernels.messages import CallOutcome, CallRequest
 from rlm_jupyter.kernels.modal import ModalPlace, modal_image, open_modal
+from rlm_jupyter.kernels.modal_files import PIECE, WHOLE
 from rlm_jupyter.kernels.packages import wanted
-from tests.conformance.driving import Session, alive
+from rlm_jupyter.settings import size_text
+from tests.conformance.driving import Session, alive, payload
 from tests.conformance.test_ends import started
 from tests.modal_local.plane import LocalModal
 
@@ -342,26 +346,80 @@ async def test_values_of_20_mb_arrive_whole_through_a_cut(repl: Session, local_m
 
 
 @matrix
-async def test_a_context_of_100_mb_goes_in_pieces_and_arrives_through_a_cut(
+async def test_a_context_of_100_mb_goes_from_its_file_and_arrives_through_a_cut(
     repl: Session, local_modal: LocalModal, lines: list[str]
 ) -> None:
-    text = "".join(f"{n:09d}\n" for n in range(10_000_000))
+    text = payload("".join(f"{n:09d}\n" for n in range(10_000_000)))
     before = local_modal.told().requests["TaskExecStdinWriteStream"]
     lines.clear()
     local_modal.router.after(80 * MEGABYTE)
-    await repl.load(text)
-    told = [line for line in lines if line.startswith("context")]
-    assert told == ["context: 64 MiB of 95.4 MiB in the sandbox", "context: 95.4 MiB of 95.4 MiB in the sandbox"]
-    assert local_modal.told().requests["TaskExecStdinWriteStream"] - before == 3, "two pieces, one of them begun again"
+    tracemalloc.start()
+    try:
+        await repl.kernel.load("context", text)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * MEGABYTE, "it was read into memory"
+    told = [line for line in lines if line.startswith("context") and not line.endswith(" sent")]
+    assert told == ["context: 95.4 MiB of 95.4 MiB in the sandbox"]
+    assert local_modal.told().requests["TaskExecStdinWriteStream"] - before == 2, "once, and on from where it was cut"
     assert await repl.out("print(len(context), context[-10:].strip())") == "100000000 009999999"
     sandbox = local_modal.running()[0].id
     assert "context" not in await at_the_root_of(sandbox, "ls /tmp/rlm")
     await at_the_root_of(sandbox, "cd /tmp/rlm && for n in $(seq 99); do mkdir context-$n; done")
-    with pytest.raises(KernelError, match=r"the context did not reach the sandbox: .*directory"):
-        await repl.load("small")
+    for refused in (text, payload("small")):
+        with pytest.raises(KernelError, match=r"the context did not reach the sandbox: .*directory"):
+            await repl.kernel.load("context", refused)
     await at_the_root_of(sandbox, "rmdir /tmp/rlm/context-*")
     await repl.load("small")
     assert await repl.out("print(context)") == "small"
+
+
+@matrix
+@pytest.mark.parametrize("kept", ["in memory", "in a file"])
+async def test_a_context_goes_in_pieces_where_it_has_no_file_or_is_very_large(
+    repl: Session, local_modal: LocalModal, lines: list[str], kept: str
+) -> None:
+    size = 2 * PIECE + 1 if kept == "in memory" else WHOLE + 1
+    found = payload(bytes(size))
+    if kept == "in memory":
+        found = dataclasses.replace(found, data=found.read())
+    pieces = -(-found.size // PIECE)
+    before = local_modal.told().requests["TaskExecStdinWriteStream"]
+    lines.clear()
+    local_modal.router.after(80 * MEGABYTE)
+    await repl.kernel.load("context", found)
+    told = [line for line in lines if line.startswith("context")]
+    whole = size_text(found.size)
+    assert told == [f"context: {size_text(min(n * PIECE, found.size))} of {whole} in the sandbox" for n in range(1, pieces + 1)]
+    assert local_modal.told().requests["TaskExecStdinWriteStream"] - before == pieces + 1, "one of them goes on after the cut"
+    assert await repl.out("print(type(context), len(context), sum(context[-9:]))") == f"<class 'bytes'> {size} 0"
+    assert "context" not in await at_the_root_of(local_modal.running()[0].id, "ls /tmp/rlm")
+
+
+@matrix
+@pytest.mark.parametrize("interrupted", [False, True])
+async def test_how_much_of_a_context_is_sent_is_told_where_that_takes_long(
+    repl: Session, local_modal: LocalModal, lines: list[str], interrupted: bool
+) -> None:
+    text = payload("0123456789" * 10_000_000)
+    lines.clear()
+    local_modal.router.after(20 * MEGABYTE, "black hole")
+    loading = asyncio.ensure_future(repl.kernel.load("context", text))
+    try:
+        await until(lambda: any(line.endswith(" of 95.4 MiB sent") for line in lines))
+        if interrupted:
+            loading.cancel()
+    finally:
+        local_modal.router.restore()
+    if interrupted:
+        with pytest.raises(asyncio.CancelledError):
+            await loading
+        await repl.load("small")
+    else:
+        await loading
+    assert await repl.out("print(len(context))") == ("5" if interrupted else "100000000")
+    assert "context" not in await at_the_root_of(local_modal.running()[0].id, "ls /tmp/rlm")
 
 
 @matrix

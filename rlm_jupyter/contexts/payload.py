@@ -57,6 +57,19 @@ class Spool:
             with _create(path) as target:
                 shutil.copyfileobj(self._file, target, PIECE)
 
+    def __fspath__(self) -> str:
+        """Give a path by which this process, and no other, can open the file anew while this object is there."""
+        self._file.flush()
+        return f"/proc/self/fd/{self._file.fileno()}"
+
+    def opens_anew(self) -> bool:
+        """Whether the path is one: not on every system."""
+        try:
+            with open(self, "rb") as again:
+                return os.path.sameopenfile(again.fileno(), self._file.fileno())
+        except OSError:
+            return False
+
     def read(self) -> bytes:
         self._file.flush()
         return os.pread(self._file.fileno(), self.size, 0) if self.size <= PIECE else b"".join(self.pieces(PIECE))
@@ -98,6 +111,10 @@ class Payload:
         if isinstance(self.data, bytes):
             return (self.data[at : at + size] for at in range(0, len(self.data), size))
         return self.data.pieces(size)
+
+    def file(self) -> os.PathLike[str] | None:
+        """Give the file of the bytes, to be opened anew by whoever holds it; None where there is none to be had."""
+        return self.data if isinstance(self.data, Spool) and self.data.opens_anew() else None
 
     def place(self, path: str) -> None:
         """Put the bytes into a new file that only this user can read."""
