@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from rlm_jupyter.errors import ProtocolError
 from rlm_jupyter.kernels import messages
-from rlm_jupyter.kernels.guest import frames, wire
+from rlm_jupyter.kernels.guest import codec, frames, wire
+from rlm_jupyter.kernels.guest.fields import WireError
 from rlm_jupyter.kernels.messages import CallOutcome, Incoming
 
 CALL = "0123456789abcdef" * 2
@@ -43,8 +44,8 @@ def stream(header: dict[str, Any], body: bytes = b"") -> bytes:
 
 @pytest.mark.parametrize("message", SAMPLES, ids=lambda message: type(message).__name__)
 def test_every_message_is_read_back_as_it_was(message: wire.Message) -> None:
-    ((header, body),) = frames.Parser().feed(stream(*wire.encode(message)))
-    assert wire.decode(header, body, KNOWN) == message
+    ((header, body),) = frames.Parser().feed(stream(*codec.encode(message)))
+    assert codec.decode(header, body, KNOWN) == message
 
 
 def test_every_kind_has_a_sample() -> None:
@@ -148,7 +149,7 @@ def test_a_message_above_the_cap_is_refused_before_it_is_stored() -> None:
 
 
 def changed(message: wire.Message, **changes: Any) -> dict[str, Any]:
-    header, _ = wire.encode(message)
+    header, _ = codec.encode(message)
     header = {**json.loads(json.dumps(header)), **changes}
     return {name: value for name, value in header.items() if value != "gone"}
 
@@ -193,8 +194,8 @@ DONE, OUTPUT, ASK = (next(each for each in SAMPLES if type(each) is kind) for ki
     ],
 )
 def test_what_no_sender_writes_is_refused(header: dict[str, Any], body: bytes) -> None:
-    with pytest.raises(wire.WireError):
-        wire.decode(header, body, KNOWN)
+    with pytest.raises(WireError):
+        codec.decode(header, body, KNOWN)
 
 
 JSON = st.recursive(
@@ -209,10 +210,10 @@ JSON = st.recursive(
 def test_forged_headers_end_in_a_wire_error_or_a_message(
     message: wire.Message, key: str, value: Any, body: bytes, data: st.DataObject
 ) -> None:
-    header, _ = wire.encode(message)
+    header, _ = codec.encode(message)
     header[data.draw(st.sampled_from([*header, key]))] = value
-    with contextlib.suppress(wire.WireError):
-        assert isinstance(wire.decode(header, body, KNOWN), wire.Message)
+    with contextlib.suppress(WireError):
+        assert isinstance(codec.decode(header, body, KNOWN), wire.Message)
 
 
 def test_the_supervisors_messages_come_once_and_in_order() -> None:

@@ -24,7 +24,7 @@ import pytest
 from rlm_jupyter.errors import KernelDied, KernelError, ProtocolError
 from rlm_jupyter.kernels.docker import open_docker
 from rlm_jupyter.kernels.environment import Environment
-from rlm_jupyter.kernels.guest import processes, wire
+from rlm_jupyter.kernels.guest import codec, processes, wire
 from rlm_jupyter.kernels.guest.frames import Header, pack
 from rlm_jupyter.kernels.transports import Listener
 from tests.conformance.driving import ENVIRONMENTS, Open, Session, make_test_box, session
@@ -329,7 +329,7 @@ async def against(
         for message, body in messages:
             header = message
             if isinstance(message, wire.Message):
-                header, body = wire.encode(message)
+                header, body = codec.encode(message)
             writer.writelines(map(bytes, pack({"n": next(numbers), **header}, body)))
 
     writer.writelines(map(bytes, pack({"kind": "hello", "token": listener.token})))

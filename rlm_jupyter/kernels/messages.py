@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from rlm_jupyter.errors import ProtocolError
-from rlm_jupyter.kernels.guest import wire
+from rlm_jupyter.kernels.guest import codec, wire
+from rlm_jupyter.kernels.guest.fields import WireError
 from rlm_jupyter.kernels.guest.frames import FrameError, Header
 from rlm_jupyter.kernels.text import plain
 from rlm_jupyter.settings import BATCH_CAP, CHILDREN_CAP, PROMPT_CAP
@@ -72,8 +73,8 @@ class Incoming:
         if header.pop("n", None) != self._number:
             raise ProtocolError(f"the supervisor's message {self._number} is missing or came twice")
         try:
-            return wire.decode(header, body, wire.TO_HOST)
-        except wire.WireError as error:
+            return codec.decode(header, body, wire.TO_HOST)
+        except WireError as error:
             raise ProtocolError(f"the supervisor sent {error}") from None
 
 

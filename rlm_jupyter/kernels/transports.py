@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rlm_jupyter.errors import ProtocolError
-from rlm_jupyter.kernels.guest import wire
+from rlm_jupyter.kernels.guest import codec, wire
 from rlm_jupyter.kernels.guest.frames import FrameError, Header, Parser, pack
 
 HELLO_CAP = 4096
@@ -50,7 +50,7 @@ class FramedStream(asyncio.Protocol):
     def send(self, message: wire.Message) -> None:
         """Queue a message. On a stream that is closed it is lost; `closed` has told so."""
         if self._transport is not None and not self._transport.is_closing():
-            for piece in pack(*wire.encode(message)):
+            for piece in pack(*codec.encode(message)):
                 self._transport.write(piece)
                 self.sent += len(piece)
 

@@ -35,9 +35,10 @@ from typing import Any
 
 from flask import Flask, Response, abort, request
 
-from . import processes, wire
+from . import codec, processes, wire
 from .book import WAITING_CAP, Book, Refused
 from .doors import CHANNEL, Answered, Channel, Door
+from .fields import WireError
 from .frames import HEADER_CAP, FrameError, Parser, pack
 from .lines import HELD_MESSAGES, SESSION, TOKEN, Asked, GivenUp, call_lines, dropped_line, hello_line, read_reply
 
@@ -206,7 +207,7 @@ class Broker:
                 channel.gone = lambda: self.book.leave(call.kernel, call.call, channel)
                 waiter = _Waiter(channel, {SESSION: self.book.session, "Content-Type": OCTETS})
                 reply = self.book.ask(call, channel, lambda: not channel.connected, waiter.hand)
-            except (FrameError, wire.WireError, Refused) as error:
+            except (FrameError, WireError, Refused) as error:
                 return _message({"refused": str(error)}, b"")
             if waiter.answered:
                 raise Answered
@@ -220,7 +221,7 @@ class Broker:
             raise FrameError("a request that is not one message")
         header, body = messages[0]
         cell = self.kernels.cells.get(kernel or 0, 0)
-        call = wire.decode({**header, "kernel": kernel, "cell": cell}, body, wire.CALL)
+        call = codec.decode({**header, "kernel": kernel, "cell": cell}, body, wire.CALL)
         assert isinstance(call, wire.Call)
         if len(call.sizes) > self._caps["batch"]:
             raise Refused(f"a batch of {len(call.sizes):,} prompts; at most {self._caps['batch']:,}")
@@ -255,7 +256,7 @@ class Broker:
             try:
                 parser = Parser(self._largest)
                 replies = list(itertools.starmap(read_reply, parser.feed(request.get_data(cache=False))))
-            except (FrameError, wire.WireError) as error:
+            except (FrameError, WireError) as error:
                 abort(400, str(error))
             if parser.held:
                 abort(400, "half a reply")

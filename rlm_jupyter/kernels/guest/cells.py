@@ -14,8 +14,9 @@ import signal
 import time
 from typing import Any, Protocol
 
-from . import processes, wire
+from . import codec, processes, wire
 from .asks import AskConnection
+from .fields import WireError
 from .finals import Finals, Held
 from .frames import Header
 from .loop import Loop
@@ -328,8 +329,8 @@ class Cells:
     def _call(self, work: Work, connection: AskConnection, header: Header, body: bytes) -> None:
         header = {**header, "kernel": self._kernel.number, "cell": work.cell}
         try:
-            call = wire.decode(header, body, wire.CALL)
-        except wire.WireError:
+            call = codec.decode(header, body, wire.CALL)
+        except WireError:
             connection.close()
             return
         assert isinstance(call, wire.Call)

@@ -13,7 +13,8 @@ import fcntl
 import os
 import stat
 
-from . import wire
+from . import codec, wire
+from .fields import WireError
 from .frames import Header
 
 KEPT = 4
@@ -47,8 +48,8 @@ class Finals:
         values = {key: header.get(key) for key in ("name", "type_name", "form", "size", "digest")}
         if self.of_child:
             values["preview"] = header.get("preview")
-        with contextlib.suppress(wire.WireError, OSError):
-            info = wire.read_final({"number": self._count, **values})
+        with contextlib.suppress(WireError, OSError):
+            info = codec.read_final({"number": self._count, **values})
             status = os.fstat(fd)
             mine = info.form in (("text", "pickle") if self.of_child else ("text", "json", "typed"))
             good = mine and stat.S_ISREG(status.st_mode) and status.st_size == info.size <= self._cap

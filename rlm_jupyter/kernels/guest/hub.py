@@ -12,8 +12,9 @@ from typing import Any
 
 import zmq
 
-from . import processes, users, wire
+from . import codec, processes, users, wire
 from .desk import Desk
+from .fields import WireError
 from .files import Files
 from .frames import FrameError, Outbox, Parser, pack
 from .kernels import GuestKernel
@@ -119,7 +120,7 @@ class Hub:
 
     def send(self, message: wire.Message) -> None:
         """Report to the host; the messages are numbered from 1."""
-        header, body = wire.encode(message)
+        header, body = codec.encode(message)
         self._sent += 1
         header["n"] = self._sent
         self._outbox.put(pack(header, body))
@@ -336,9 +337,9 @@ class Hub:
         self._heard = time.monotonic()
         try:
             for header, body in self._parser.feed(data):
-                order = wire.decode(header, body, wire.TO_SUPERVISOR)
+                order = codec.decode(header, body, wire.TO_SUPERVISOR)
                 self._orders[type(order)](order)
-        except (FrameError, wire.WireError):
+        except (FrameError, WireError):
             self._shutdown()
 
     def _write(self) -> None:

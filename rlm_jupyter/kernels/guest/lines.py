@@ -26,7 +26,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from . import wire
+from . import codec, wire
+from .fields import WireError
 from .frames import MESSAGE_CAP, FrameError, Header, pack
 
 TOKEN = "X-RLM-Token"
@@ -72,7 +73,7 @@ Event = Hello | Asked | GivenUp
 
 def digest_of(call: wire.Call) -> str:
     """Hash everything that a call says."""
-    hasher = _hasher(wire.encode(call)[0])
+    hasher = _hasher(codec.encode(call)[0])
     hasher.update(call.data)
     return hasher.hexdigest()
 
@@ -83,7 +84,7 @@ def hello_line(session: str) -> bytes:
 
 def call_lines(number: int, call: wire.Call, digest: str) -> Iterator[bytes]:
     """Write a call, its prompts in pieces."""
-    head, data = wire.encode(call)
+    head, data = codec.encode(call)
     first = {"n": number, "kind": "call", "size": len(data), "digest": digest, "head": head, "data": _coded(data[:PIECE])}
     yield _line(first)
     for at in range(PIECE, len(data), PIECE):
@@ -96,7 +97,7 @@ def dropped_line(number: int, dropped: wire.Dropped) -> bytes:
 
 def pack_reply(reply: wire.Reply, digest: str) -> bytes:
     """Write a reply to the call with this digest."""
-    header, body = wire.encode(reply)
+    header, body = codec.encode(reply)
     return b"".join(pack({**header, "digest": digest}, body))
 
 
@@ -105,7 +106,7 @@ def read_reply(header: Header, body: bytes) -> tuple[wire.Reply, str]:
     digest = header.pop("digest", None)
     if type(digest) is not str:
         raise FrameError("a reply without a digest")
-    reply = wire.decode(header, body, REPLY)
+    reply = codec.decode(header, body, REPLY)
     assert isinstance(reply, wire.Reply)
     return reply, digest
 
@@ -222,8 +223,8 @@ class _Part:
             raise LineError("a call that is not what its digest says")
         assert self._head is not None
         try:
-            call = wire.decode(self._head, b"".join(self._pieces), wire.CALL)
-        except wire.WireError as error:
+            call = codec.decode(self._head, b"".join(self._pieces), wire.CALL)
+        except WireError as error:
             raise LineError(str(error)) from None
         assert isinstance(call, wire.Call)
         return Asked(self.number, call, self._hasher.hexdigest())
@@ -254,8 +255,8 @@ def _fields(line: bytes) -> dict[str, Any]:
 def _dropped(fields: dict[str, Any]) -> wire.Dropped:
     header = {"kind": "dropped", "kernel": fields.get("kernel"), "call": fields.get("call")}
     try:
-        message = wire.decode(header, b"", {wire.Dropped.kind: wire.Dropped})
-    except wire.WireError as error:
+        message = codec.decode(header, b"", {wire.Dropped.kind: wire.Dropped})
+    except WireError as error:
         raise LineError(str(error)) from None
     assert isinstance(message, wire.Dropped)
     return message

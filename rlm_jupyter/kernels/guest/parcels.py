@@ -14,7 +14,7 @@ import fcntl
 import os
 import stat
 
-from . import wire
+from .fields import WireError, read_digest
 from .finals import is_at_hand
 from .frames import Header
 
@@ -60,7 +60,7 @@ class Parcels:
                 self._count += 1
                 self._left[self._count] = (fd, pieces)
                 return self._count
-        except (wire.WireError, OSError):
+        except (WireError, OSError):
             pass
         os.close(fd)
         return None
@@ -105,14 +105,14 @@ def _pieces(header: Header) -> tuple[Piece, ...]:
     """Read what a kernel says of the values in a file of its own."""
     given = header.get("pieces")
     if type(given) is not list or not 1 <= len(given) <= KEPT:
-        raise wire.WireError("pieces that are none, or too many")
+        raise WireError("pieces that are none, or too many")
     return tuple(map(_piece, given))
 
 
 def _piece(given: object) -> Piece:
     if type(given) is not dict or given.keys() != {"form", "offset", "size", "digest"}:
-        raise wire.WireError("a piece that is none")
+        raise WireError("a piece that is none")
     form, offset, size = given["form"], given["offset"], given["size"]
     if form not in ("text", "pickle") or not all(type(number) is int and 0 <= number < 2**53 for number in (offset, size)):
-        raise wire.WireError("a piece of unknown form or size")
-    return Piece(form, offset, size, wire.read_digest(given["digest"]))
+        raise WireError("a piece of unknown form or size")
+    return Piece(form, offset, size, read_digest(given["digest"]))

@@ -1,29 +1,16 @@
 """Every message between host and supervisor, as a type.
 
-Each is a frozen dataclass whose fields are exactly the keys of the header; `data` is the body and stands in no header.
-`decode` refuses what is not exactly one of them: unknown kinds, missing or further keys, other types (`fields`).
-The supervisor's messages are numbered (`n` in the header), and every message that is about a kernel names it.
-
-A field with a default may be left out of the header, and stands there only where it says something else.
-
-Host to supervisor: Start Context Inherit FilePart Discard Execute Interrupt Reply GetValue LendValue Bring
-Close Shutdown Alive.
-Supervisor to host: Ready Started StartFailed Loaded Output Picture Call Dropped Done ValuePart ValueLent Died Closed
-Heartbeat.
+They stand in one list, since together they are the protocol: those of the host to the supervisor (`TO_SUPERVISOR`), then those
+of the supervisor to the host (`TO_HOST`). Each is frozen and has no behaviour; how one is written, and all that is refused when
+one is read, is in `codec`. Every message that is about a kernel names it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-from . import fields
-from .fields import WireError as WireError
-from .fields import read_digest as read_digest
-from .frames import Header
+from typing import ClassVar
 
 PROTOCOL = 2
 VALUE_PIECE = 1024 * 1024
@@ -36,8 +23,6 @@ STATUSES = ("ok", "error", "interrupted")
 
 FILE = re.compile(r"[a-z0-9-]{1,60}")
 """Names of files in the run's folder that the host may choose."""
-
-_CALL = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,6 +357,7 @@ class Heartbeat(Message):
 
 
 Known = Mapping[str, type[Message]]
+"""Kinds, and their types: what one end is ready to read."""
 
 _TO_SUPERVISOR = (
     Start, Context, Inherit, FilePart, Append, Discard, Execute, Interrupt, Reply, GetValue, LendValue, Bring, Close,
@@ -385,95 +371,3 @@ _TO_HOST = (
 TO_SUPERVISOR: Known = {cls.kind: cls for cls in _TO_SUPERVISOR}
 TO_HOST: Known = {cls.kind: cls for cls in _TO_HOST}
 CALL: Known = {Call.kind: Call}
-
-
-def encode(message: Message) -> tuple[Header, bytes]:
-    """Give the header and the body of a message."""
-    header: Header = {"kind": message.kind}
-    body = b""
-    for name, _, default in _FIELDS[type(message)]:
-        value = getattr(message, name)
-        if name == "data":
-            body = value
-        elif value != default:
-            header[name] = dataclasses.asdict(value) if isinstance(value, FinalInfo) else value
-    return header, body
-
-
-def decode(header: Header, body: bytes, known: Known) -> Message:
-    """Read a message of one of the `known` types; WireError for anything else."""
-    kind = header.get("kind")
-    cls = known.get(kind) if isinstance(kind, str) else None
-    if cls is None:
-        raise WireError(f"a message of unknown kind {str(kind)[:40]!r}")
-    values = _read(cls, header, body, 1)
-    message: Message = cls(**values)
-    _check_meaning(message)
-    return message
-
-
-def _read(cls: type, header: Header, body: bytes, extra: int) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name, read, default in _FIELDS[cls]:
-        if name == "data":
-            values[name] = body
-            extra -= 1
-        elif name in header:
-            values[name] = read(header[name])
-        elif default is dataclasses.MISSING:
-            raise WireError(f"{cls.__name__} without {name}")
-    if len(header) != len(values) + extra:
-        raise WireError(f"{cls.__name__} with unknown keys")
-    if body and "data" not in values:
-        raise WireError(f"{cls.__name__} with a body")
-    return values
-
-
-def _check_meaning(message: Message) -> None:
-    """Refuse values that no sender of ours writes."""
-    if isinstance(message, Call | Reply | Dropped | Bring) and not _CALL.fullmatch(message.call):
-        raise WireError("a call id that is not 32 hex digits")
-    if isinstance(message, Call | Reply) and sum(message.sizes) + sum(getattr(message, "told", ())) != len(message.data):
-        raise WireError("sizes that do not add up to the body")
-    if isinstance(message, Call) and len(message.told) != len(message.sizes) * message.child:
-        raise WireError("contexts that are not one for each child")
-    if isinstance(message, Call) and not message.batch and len(message.sizes) != 1:
-        raise WireError("a single call with several prompts")
-    if isinstance(message, FilePart | Append | Discard) and not FILE.fullmatch(message.path):
-        raise WireError("a file's name that is none")
-    if isinstance(message, Append) and not FILE.fullmatch(message.part):
-        raise WireError("a file's name that is none")
-    if isinstance(message, Output) and message.stream not in STREAMS:
-        raise WireError("output on an unknown stream")
-    if isinstance(message, Done) and message.status not in STATUSES:
-        raise WireError("an unknown status")
-    if isinstance(message, Picture) and len(message.data) > PICTURE_CAP:
-        raise WireError("a picture above its cap")
-    if isinstance(message, ValuePart) and len(message.data) > VALUE_PIECE:
-        raise WireError("a piece of a value above its cap")
-
-
-def read_final(value: object) -> FinalInfo:
-    """Read what FINAL_VAR says of its value."""
-    if type(value) is not dict:
-        raise WireError("a final value that is no object")
-    final = FinalInfo(**_read(FinalInfo, value, b"", 0))
-    if final.form not in FORMS:
-        raise WireError("a final value of unknown form")
-    read_digest(final.digest)
-    return final
-
-
-def _final(value: object) -> FinalInfo | None:
-    return None if value is None else read_final(value)
-
-
-_READERS: dict[str, Callable[[object], Any]] = {
-    "int": fields.whole, "str": fields.text, "str | None": fields.text_or_none, "bool": fields.truth, "bytes": fields.whole,
-    "tuple[int, ...]": fields.wholes, "tuple[str, ...]": fields.texts, "FinalInfo | None": _final,
-}  # fmt: skip
-
-_FIELDS: dict[type, tuple[tuple[str, Callable[[object], Any], Any], ...]] = {
-    cls: tuple((field.name, _READERS[str(field.type)], field.default) for field in dataclasses.fields(cls))
-    for cls in (*_TO_SUPERVISOR, *_TO_HOST, FinalInfo)
-}
