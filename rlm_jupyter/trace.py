@@ -1,9 +1,8 @@
 """Events folded into a tree: what the views draw and what `result.trace` is; JSONL out and in.
 
-The root of the tree is the run, with its iterations; in each are the cells that ran, in each cell its sub-calls and the child
-RLMs that it began, which have iterations of their own. It is built from the host's own events, never from what a REPL says
-about itself. The context is in it by digest and description only. A text that is read back may have been written by anybody:
-it is bounded and typed, and its pictures are what a view checks again.
+The root of the tree is the run; what else it is made of is in `tree`. It is built from the host's own events, never from what
+a REPL says about itself. The context is in it by digest and description only. A text that is read back may have been written
+by anybody: it is bounded and typed, and its pictures are what a view checks again.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from rlm_jupyter import events
-from rlm_jupyter.events import CallEnded, CellOutput, CellPicture, ChildStarted, Event, ReplyEnded, Usage
+from rlm_jupyter.events import CallEnded, CellOutput, CellPicture, ChildStarted, Event, ReplyEnded
+from rlm_jupyter.tree import Branch, Call, Cell, Child, Iteration, Output
 
 PICTURES_KEPT = 20
 """The last pictures of a run that are at hand to be shown."""
@@ -28,132 +28,6 @@ END_CAP = 2 * 1024 * 1024
 """Bytes that a full file may still take for its end."""
 DEPTH_CAP = 16
 """Levels of children below the root that a trace can have."""
-
-
-@dataclasses.dataclass(slots=True)
-class Call:
-    """A sub-call: one prompt to a sub-LM and its reply. `state`: running, ok or failed."""
-
-    call: str
-    batch: str
-    model: str
-    prompt: str
-    started: float
-    state: str = "running"
-    reply: str = ""
-    error: str = ""
-    usage: Usage = dataclasses.field(default_factory=Usage)
-    cost: float | None = None
-    attempts: int = 0
-    seconds: float = 0.0
-
-
-@dataclasses.dataclass(slots=True)
-class Output:
-    """A piece of output, adjacent pieces of one stream joined.
-
-    `picture` is 0, or the number of a picture in `Trace.pictures` (if it still is among them), which `text` tells in words.
-    """
-
-    stream: str
-    text: str
-    picture: int = 0
-
-
-@dataclasses.dataclass(slots=True)
-class Cell:
-    """One piece of code that ran. `status`: running, ok, error, interrupted or died."""
-
-    cell: int
-    code: str
-    started: float
-    status: str = "running"
-    outputs: list[Output] = dataclasses.field(default_factory=list)
-    calls: list[Call] = dataclasses.field(default_factory=list)
-    children: list[Child] = dataclasses.field(default_factory=list)
-    error: str = ""
-    omitted: int = 0
-    seconds: float = 0.0
-
-
-@dataclasses.dataclass(slots=True)
-class Iteration:
-    """One turn of the loop: the root LM's reply and the cells that came of it. Iteration 0 is set-up code.
-
-    `last`: the one request more that was made for the answer after a cap was used up.
-    """
-
-    iteration: int
-    started: float
-    reply: str = ""
-    state: str = "asking"
-    usage: Usage = dataclasses.field(default_factory=Usage)
-    cost: float | None = None
-    attempts: int = 0
-    seconds: float = 0.0
-    cells: list[Cell] = dataclasses.field(default_factory=list)
-    last: bool = False
-
-
-@dataclasses.dataclass(slots=True, kw_only=True)
-class Branch:
-    """One RLM of the tree, the root or a child: what it was asked, its iterations, and how it ended.
-
-    `status` is `running` until the end, then as `RLMResult.status`. `requests`, `usage` and `cost` are of it and all below it.
-    """
-
-    node: str = "0"
-    question: str = ""
-    context_type: str = ""
-    context_size: int = 0
-    context_description: str = ""
-    kernel: str = ""
-    started: float = 0.0
-    seconds: float = 0.0
-    status: str = "running"
-    limit: str = ""
-    answer: str = ""
-    answer_type: str = ""
-    error: str = ""
-    max_iterations: int = 0
-    iterations: list[Iteration] = dataclasses.field(default_factory=list)
-    requests: int = 0
-    usage: Usage = dataclasses.field(default_factory=Usage)
-    cost: float | None = None
-
-    def iteration(self, number: int, at: float) -> Iteration:
-        """Give an iteration by its number, the latest of that number; one that is new where there is none."""
-        for iteration in reversed(self.iterations):
-            if iteration.iteration == number:
-                return iteration
-        self.iterations.append(Iteration(number, at))
-        return self.iterations[-1]
-
-    def count(self, usage: Usage, cost: float | None, attempts: int) -> None:
-        """Add what requests took."""
-        self.usage += usage
-        self.requests += attempts
-        if cost is not None:
-            self.cost = (self.cost or 0.0) + cost
-
-    def end(self, event: events.RunEnded | events.ChildEnded) -> None:
-        """Take the end, and the totals that the host's ledger has."""
-        self.status, self.limit, self.error = event.status, event.limit, event.error
-        self.answer, self.answer_type, self.seconds = event.answer, event.answer_type, event.seconds
-        self.requests, self.usage, self.cost = event.calls, event.usage, event.cost
-        if self.iterations:
-            self.iterations[-1].state = "ended"
-
-
-@dataclasses.dataclass(slots=True, kw_only=True)
-class Child(Branch):
-    """A child RLM, begun by a cell of its parent. `depth`: 1 for a child of the root. `batch`: as of `Call`."""
-
-    parent: str
-    call: str
-    batch: str
-    model: str
-    depth: int
 
 
 @dataclasses.dataclass(slots=True)

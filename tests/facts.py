@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from playwright.sync_api import Page
 
-from rlm_jupyter.trace import Branch, Trace
+from rlm_jupyter.trace import Trace
+from rlm_jupyter.tree import Branch
 from rlm_jupyter.widgets import markup, words
 
 Asked = tuple[str, str, str, str]

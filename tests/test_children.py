@@ -17,7 +17,8 @@ from rlm_jupyter import RLM, SettingsError
 from rlm_jupyter.children import Places, Seat
 from rlm_jupyter.engine import Engine
 from rlm_jupyter.testing import Reply, Request
-from rlm_jupyter.trace import Child, Trace
+from rlm_jupyter.trace import Trace
+from rlm_jupyter.tree import Child
 from tests.kinds import ODD_TEXT
 from tests.models import answer, code, scripted, text_of
 

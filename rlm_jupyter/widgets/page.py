@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from rlm_jupyter.trace import Iteration, Trace
+from rlm_jupyter.trace import Trace
+from rlm_jupyter.tree import Iteration
 from rlm_jupyter.widgets import answers, reading, timeline, tree, words
 from rlm_jupyter.widgets.fit import Part, fill, fixed
 from rlm_jupyter.widgets.images import Album

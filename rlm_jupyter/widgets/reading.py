@@ -9,7 +9,7 @@ import dataclasses
 import re
 from collections.abc import Container, Iterable, Sequence
 
-from rlm_jupyter.trace import Call, Cell, Child, Iteration
+from rlm_jupyter.tree import Call, Cell, Child, Iteration
 from rlm_jupyter.widgets import words
 
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})[ \t]*([^\n`]*)$")

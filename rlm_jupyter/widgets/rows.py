@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from rlm_jupyter.trace import Branch, Call, Cell, Child, Iteration
+from rlm_jupyter.tree import Branch, Call, Cell, Child, Iteration
 from rlm_jupyter.widgets import reading
 from rlm_jupyter.widgets.images import Album
 

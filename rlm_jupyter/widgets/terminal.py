@@ -15,7 +15,8 @@ from typing import IO, ClassVar, Protocol, TextIO, cast
 
 from rlm_jupyter import events
 from rlm_jupyter.events import Event
-from rlm_jupyter.trace import Iteration, Trace
+from rlm_jupyter.trace import Trace
+from rlm_jupyter.tree import Iteration
 from rlm_jupyter.widgets import reading, text, words
 from rlm_jupyter.widgets.text import BANG, BAR, INDENT, Block, Detail, led
 from rlm_jupyter.widgets.view import Face

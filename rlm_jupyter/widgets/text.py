@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from rlm_jupyter.trace import Branch, Call, Cell, Child, Iteration, Trace
+from rlm_jupyter.trace import Trace
+from rlm_jupyter.tree import Branch, Call, Cell, Child, Iteration
 from rlm_jupyter.widgets import reading, words
 from rlm_jupyter.widgets.fit import Part, Slot, fill, fixed
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from rlm_jupyter.trace import Branch, Call, Child, Trace
+from rlm_jupyter.trace import Trace
+from rlm_jupyter.tree import Branch, Call, Child
 from rlm_jupyter.widgets import words
 from rlm_jupyter.widgets.figures import figure
 from rlm_jupyter.widgets.fit import Part

@@ -10,7 +10,7 @@ from collections.abc import Set as AbstractSet
 
 from rlm_jupyter.events import Usage
 from rlm_jupyter.pictures import NoPicture
-from rlm_jupyter.trace import Branch, Call, Cell, Child, Iteration
+from rlm_jupyter.tree import Branch, Call, Cell, Child, Iteration
 from rlm_jupyter.widgets import images, reading, words
 from rlm_jupyter.widgets.fit import Frame, Part, Slot
 from rlm_jupyter.widgets.images import Album

@@ -17,7 +17,8 @@ from typing import Any
 from rlm_jupyter import events
 from rlm_jupyter.events import Event, Usage, clip
 from rlm_jupyter.pictures import NoPicture
-from rlm_jupyter.trace import Branch, Cell, Iteration, PictureRoom, Trace
+from rlm_jupyter.trace import PictureRoom, Trace
+from rlm_jupyter.tree import Branch, Cell, Iteration
 from rlm_jupyter.widgets import images, reading, words
 
 Record = dict[str, Any]

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rlm_jupyter.events import Usage
-from rlm_jupyter.trace import Branch, Call, Cell, Child, Iteration, Trace
+from rlm_jupyter.trace import Trace
+from rlm_jupyter.tree import Branch, Call, Cell, Child, Iteration
 from rlm_jupyter.widgets.figures import count, dollars, duration, figure, money, size, tilde, tokens
 from rlm_jupyter.widgets.visible import last_line, one_line, visible
 
