@@ -1,4 +1,8 @@
-"""The supervisor's single thread: the host's stream on one side, the kernels on the other."""
+"""The supervisor's single thread: the host on one side, the kernels on the other.
+
+It carries out the host's orders, which name a kernel each, and knows every process that may live here: what else there is was
+left behind by a kernel that is gone, and is killed.
+"""
 
 from __future__ import annotations
 
@@ -6,32 +10,26 @@ import contextlib
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import zmq
 
-from . import codec, processes, users, wire
+from . import processes, users, wire
 from .desk import Desk
-from .fields import WireError
 from .files import Files
-from .frames import FrameError, Outbox, Parser, pack
+from .host import Host
 from .kernels import GuestKernel
 from .launch import Forker
-from .loop import READ, WRITE, Loop
+from .loop import Loop
 from .memory import Memory
 from .spares import Spares
 from .streams import HostStream
 
 HEARTBEAT_SECONDS = 2.0
-BACKLOG = 64 * 1024 * 1024
-"""How many bytes may wait for the host until no more is read of what kernels ask."""
 SWEEP_SECONDS = 0.05
 STOP_SECONDS = 0.5
 SWEEP_AGAIN = 0.1
-_READ_SIZE = 128 * 1024
-"""Read at once: of more, the memory for each read would be asked of the system, and given back."""
 
 
 class Hub:
@@ -56,14 +54,8 @@ class Hub:
         self.loop = Loop()
         self.context = zmq.Context()
         self._folder: str = settings["folder"]
-        self._stream = stream
-        self._heard = time.monotonic()
+        self._host = Host(self.loop, settings, stream, self._carry_out, self._shutdown)
         self._files = Files(self._folder)
-        self._parser = Parser()
-        self._outbox = Outbox()
-        self._full = False
-        self._held_up: list[Callable[[], None]] = []
-        self._sent = 0
         self._slots = 0
         self._kernels: dict[int, GuestKernel] = {}
         self._all: dict[int, GuestKernel] = {}
@@ -91,9 +83,7 @@ class Hub:
             self.loop.watch(0, self._stdin)
         if self.forker is not None:
             self.forker.attach(self.loop, self._exited, self._parent_lost)
-        self.loop.watch(self._stream.reader, self._read)
-        if "token" in self.settings:
-            self._outbox.put(pack({"kind": "hello", "token": self.settings["token"]}))
+        self._host.listen()
         if self.desk is None:
             self._say_ready()
         else:
@@ -120,18 +110,11 @@ class Hub:
 
     def send(self, message: wire.Message) -> None:
         """Report to the host; the messages are numbered from 1."""
-        header, body = codec.encode(message)
-        self._sent += 1
-        header["n"] = self._sent
-        self._outbox.put(pack(header, body))
-        self._write()
+        self._host.send(message)
 
     def pressed(self, resume: Callable[[], None]) -> bool:
         """Whether more waits for the host than is good; then `resume` is called when that is over."""
-        if self._outbox.size < BACKLOG:
-            return False
-        self._held_up.append(resume)
-        return True
+        return self._host.pressed(resume)
 
     # Kernels
 
@@ -229,6 +212,9 @@ class Hub:
 
     # Orders
 
+    def _carry_out(self, order: wire.Message) -> None:
+        self._orders[type(order)](order)
+
     def _start(self, order: wire.Start) -> None:
         if order.kernel in self._cells:
             return
@@ -316,54 +302,14 @@ class Hub:
     def _shutdown(self, order: wire.Shutdown | None = None) -> None:
         self.loop.stop()
 
-    # The host's stream
+    # The host's signs of life
 
     def _stdin(self) -> None:
         if not os.read(0, 4096):
             self._shutdown()
 
-    def _read(self) -> None:
-        if self._full:
-            self._write()
-        try:
-            data = os.read(self._stream.reader, _READ_SIZE)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._shutdown()
-            return
-        self._heard = time.monotonic()
-        try:
-            for header, body in self._parser.feed(data):
-                order = codec.decode(header, body, wire.TO_SUPERVISOR)
-                self._orders[type(order)](order)
-        except (FrameError, WireError):
-            self._shutdown()
-
-    def _write(self) -> None:
-        try:
-            done = self._outbox.write(self._stream.writer)
-        except OSError:
-            self._shutdown()
-            return
-        if self._held_up and self._outbox.size < BACKLOG:
-            held_up, self._held_up = self._held_up, []
-            for resume in held_up:
-                resume()
-        if done is self._full:
-            self._full = not done
-            if self._stream.reader == self._stream.writer:
-                self.loop.watch(self._stream.reader, self._read, READ | WRITE if self._full else READ)
-            elif self._full:
-                self.loop.watch(self._stream.writer, self._write, WRITE)
-            else:
-                self.loop.unwatch(self._stream.writer)
-
     def _beat(self) -> None:
-        host, lease = self.settings.get("host_pid"), self.settings.get("lease")
-        if (host and os.getppid() != host) or (lease and time.monotonic() - self._heard > lease):
+        if self._host.gone():
             self._shutdown()
         self._memory.look()
         self.send(wire.Heartbeat())
