@@ -65,11 +65,13 @@ class Panels:
 
     def open(self) -> None:
         """Open a panel in the cell that runs now."""
+        from rlm_jupyter.widgets.displays import publish
+
         drawing = _drawing()
         if getattr(self._shell, "kernel", None) is None:
             raise UsageError("%rlm panel needs a notebook; here, write the question in a %%rlm cell: %%rlm? tells how")
         place = self._place()
-        panel = drawing.Panel(self, drawing.publish, self._open.get(place))
+        panel = drawing.Panel(self, publish, self._open.get(place))
         if not self._open:
             self._shell.events.register("post_run_cell", self._refresh)
         self._open.pop(place, None)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Protocol
 from uuid import uuid4
 
 from rlm_jupyter.events import Event, IterationStarted, RunEnded
 from rlm_jupyter.trace import Trace
 from rlm_jupyter.widgets import images, page, text, words
+from rlm_jupyter.widgets.displays import Publish, publish
 from rlm_jupyter.widgets.markup import MUTED, SMALL, dotted, say
 from rlm_jupyter.widgets.markup import page as element
 from rlm_jupyter.widgets.page import CAP, render
@@ -29,25 +29,9 @@ STATUS_CAP = 2000
 """Bytes of the status line, its plain text included."""
 
 
-class Publish(Protocol):
-    """How a bundle of media types reaches the front end."""
-
-    def __call__(self, bundle: dict[str, str], *, display_id: str, update: bool) -> None:
-        """Show `bundle`, or put it in the place of what was shown under `display_id`."""
-
-
 def bundle(trace: Trace, cap: int = CAP, face: Face | None = None) -> dict[str, str]:
     """Give a finished run as a display bundle, to be shown with `display(bundle(trace), raw=True)`."""
     return {"text/html": render(trace, cap, face), "text/plain": text.render(trace)}
-
-
-def _display(bundle: dict[str, str], *, display_id: str, update: bool) -> None:
-    from IPython.display import display, update_display
-
-    if update:
-        update_display(bundle, display_id=display_id, raw=True)  # type: ignore[no-untyped-call]
-    else:
-        display(bundle, display_id=display_id, raw=True)  # type: ignore[no-untyped-call]
 
 
 class HtmlView:
@@ -64,7 +48,7 @@ class HtmlView:
     """
 
     def __init__(
-        self, publish: Publish = _display, clock: Callable[[], float] = time.monotonic, *, beside: bool = False
+        self, publish: Publish = publish, clock: Callable[[], float] = time.monotonic, *, beside: bool = False
     ) -> None:
         self._publish = publish
         self._beside = beside

@@ -12,22 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from rlm_jupyter.events import Event
 from rlm_jupyter.trace import Trace
-from rlm_jupyter.widgets.html import HtmlView, Publish
+from rlm_jupyter.widgets.displays import Publish, publish
+from rlm_jupyter.widgets.html import HtmlView
 
 if TYPE_CHECKING:
     from rlm_jupyter.widgets.live import LiveWidget
     from rlm_jupyter.widgets.view import Face
 
 EMPTY = {"text/html": "", "text/plain": ""}
-
-
-def _display(bundle: dict[str, Any], *, display_id: str, update: bool) -> None:
-    from IPython.display import display, update_display
-
-    if update:
-        update_display(bundle, display_id=display_id, raw=True)  # type: ignore[no-untyped-call]
-    else:
-        display(bundle, display_id=display_id, raw=True)  # type: ignore[no-untyped-call]
 
 
 class Slots:
@@ -74,7 +66,7 @@ class LiveView:
         The cell ends after `start`, and nothing is displayed later: as in `HtmlView`.
     """
 
-    def __init__(self, on_stop: Callable[[], None] | None = None, publish: Publish = _display, *, beside: bool = False) -> None:
+    def __init__(self, on_stop: Callable[[], None] | None = None, publish: Publish = publish, *, beside: bool = False) -> None:
         self._slots = Slots(publish)
         self._plain = HtmlView(self._slots.publish, beside=beside)
         self._trace = Trace()

@@ -19,6 +19,7 @@ import anywidget
 import ipywidgets
 import traitlets
 
+from rlm_jupyter.widgets.displays import Publish
 from rlm_jupyter.widgets.fields import Fields
 from rlm_jupyter.widgets.following import Following, Started
 from rlm_jupyter.widgets.form import CAPS, Variable
@@ -58,13 +59,6 @@ class Notebook(Protocol):
 
     def start(self, cell: str, told: Callable[[str], None]) -> Started:
         """Start the run that a cell asks for; `Refused` where the magic would refuse it. `told` hears what takes long."""
-
-
-class Publish(Protocol):
-    """How a bundle of media types reaches the panel's cell."""
-
-    def __call__(self, bundle: dict[str, Any], *, display_id: str, update: bool) -> None:
-        """Show `bundle`, or put it in the place of what was shown under `display_id`."""
 
 
 class Keeper(anywidget.AnyWidget):
@@ -298,14 +292,6 @@ class Panel:
             if not self._closed:
                 self._run.disabled, self._stop.disabled = False, True
                 self.refresh()
-
-
-def publish(bundle: dict[str, Any], *, display_id: str, update: bool) -> None:
-    """Show a bundle in the cell that runs, or put it in the place of what has that id, wherever it is."""
-    from IPython.display import display, update_display
-
-    show = update_display if update else display
-    show(bundle, display_id=display_id, raw=True)
 
 
 def _family(widget: Any) -> Iterator[Any]:
