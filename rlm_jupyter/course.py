@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import time
 
 import anyio
@@ -21,7 +22,6 @@ from rlm_jupyter.errors import KernelStartError, LimitReached, RLMError
 from rlm_jupyter.kernels.environment import Environment
 from rlm_jupyter.kernels.launch import Launch
 from rlm_jupyter.lm import prices, providers
-from rlm_jupyter.lm.client import LM
 from rlm_jupyter.lm.handler import LMHandler
 from rlm_jupyter.loop import Answer, Node
 from rlm_jupyter.settings import RunSettings
@@ -121,15 +121,10 @@ class Course:
     async def _with_models(self, environment: Environment) -> Answer:
         settings = self._settings
         budget = self.budget = Budget(settings)
-        lms: dict[str, LM] = {}
-
-        def open_lm(model: str) -> LM:
-            if model not in lms:
-                lms[model] = providers.open_lm(model, settings, api_key=self._api_key)
-            return lms[model]
-
+        open_lm = functools.partial(providers.open_lm, settings=settings, api_key=self._api_key)
+        handler = LMHandler(settings, budget, open_lm, self._emit)
         family = Family(settings, budget, self._emit)
-        node = family.root(LMHandler(settings, budget, open_lm, self._emit))
+        node = family.root(handler)
         self._tell_unknown_prices()
         try:
             await node.open(environment, self._task.context)
@@ -147,8 +142,7 @@ class Course:
             with anyio.move_on_after(CLOSE_WITHIN, shield=True):
                 await family.aclose()
             with anyio.move_on_after(CLOSE_WITHIN, shield=True):
-                for lm in lms.values():
-                    await lm.aclose()
+                await handler.aclose()
 
     async def _work(self, node: Node) -> Answer:
         if self._settings.setup_code:
