@@ -21,7 +21,7 @@ from rlm_jupyter.kernels.cell import CellResult, Output
 from rlm_jupyter.kernels.environment import Environment
 from rlm_jupyter.kernels.finals import Final
 from rlm_jupyter.kernels.kernel import Kernel
-from rlm_jupyter.kernels.messages import Answer
+from rlm_jupyter.kernels.messages import OnCall
 from rlm_jupyter.pictures import Picture
 from rlm_jupyter.settings import FILES_CAP, FILES_COUNT_CAP
 from rlm_jupyter.values import Value, decode
@@ -50,7 +50,7 @@ class Repl:
         Set when a cap is used up; a child's is that of its parent until it gets one of its own.
     """
 
-    def __init__(self, emit: events.Emit, answer: Answer, children: int, above: Repl | None) -> None:
+    def __init__(self, emit: events.Emit, answer: OnCall, children: int, above: Repl | None) -> None:
         self.exhausted: anyio.Event = above.exhausted if above is not None else anyio.Event()
         self._emit = emit
         self._answer, self._children = answer, children

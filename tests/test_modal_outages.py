@@ -16,7 +16,7 @@ import pytest
 
 from rlm_jupyter.kernels.cell import OnOutput, Output
 from rlm_jupyter.kernels.environment import Environment
-from rlm_jupyter.kernels.messages import Answer
+from rlm_jupyter.kernels.messages import OnCall
 from rlm_jupyter.kernels.modal import ModalPlace, open_modal
 from rlm_jupyter.testing import Reply, Request, ScriptedServer
 from rlm_jupyter.values import decode
@@ -67,7 +67,7 @@ def reply_to(request: Request) -> Reply:
     return Reply(f"{key_of(request)} {'z' * 3000}", usage=(10, 5), hold=True)
 
 
-async def work(environment: Environment, answer: Answer, code: str, on_output: OnOutput) -> Any:
+async def work(environment: Environment, answer: OnCall, code: str, on_output: OnOutput) -> Any:
     kernel = await environment.start_kernel(answer)
     result = await kernel.execute(code, on_output)
     assert (result.status, result.error) == ("ok", "")

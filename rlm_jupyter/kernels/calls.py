@@ -14,7 +14,7 @@ import anyio
 from rlm_jupyter.kernels import messages
 from rlm_jupyter.kernels.guest import wire
 from rlm_jupyter.kernels.guest.frames import MESSAGE_CAP
-from rlm_jupyter.kernels.messages import Answer
+from rlm_jupyter.kernels.messages import OnCall
 
 END_SECONDS = 3.0
 
@@ -22,7 +22,7 @@ END_SECONDS = 3.0
 class Calls:
     """Await the loop's answers, side by side, and send them."""
 
-    def __init__(self, send: Callable[[wire.Message], None], answer: Answer) -> None:
+    def __init__(self, send: Callable[[wire.Message], None], answer: OnCall) -> None:
         self._send = send
         self._answer = answer
         self._tasks: dict[str, asyncio.Task[None]] = {}

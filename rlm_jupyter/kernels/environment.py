@@ -18,7 +18,7 @@ from rlm_jupyter.errors import KernelDied, ProtocolError
 from rlm_jupyter.kernels.guest import wire
 from rlm_jupyter.kernels.guest.frames import HEADER_CAP, MESSAGE_CAP, Header
 from rlm_jupyter.kernels.kernel import Kernel
-from rlm_jupyter.kernels.messages import Answer, Incoming, failed
+from rlm_jupyter.kernels.messages import Incoming, OnCall, failed
 from rlm_jupyter.kernels.transports import FramedStream
 from rlm_jupyter.settings import BATCH_CAP, CHILDREN_CAP, CONTEXT_CAP, PICTURE_CAP, PROMPT_CAP, VALUE_CAP
 
@@ -136,7 +136,7 @@ class Environment:
         await asyncio.wait({self._ready})
         self._ready.result()
 
-    async def start_kernel(self, answer: Answer, *, parent: Kernel | None = None, children: int = 0) -> Kernel:
+    async def start_kernel(self, answer: OnCall, *, parent: Kernel | None = None, children: int = 0) -> Kernel:
         """Start a kernel whose LM calls `answer` answers; a child of `parent`, and one that may have `children` at once.
 
         Raises

@@ -26,7 +26,7 @@ from rlm_jupyter.kernels.calls import Calls
 from rlm_jupyter.kernels.cell import Cell, CellResult, OnOutput
 from rlm_jupyter.kernels.finals import Final, Finals
 from rlm_jupyter.kernels.guest import wire
-from rlm_jupyter.kernels.messages import Answer
+from rlm_jupyter.kernels.messages import OnCall
 from rlm_jupyter.kernels.orders import Orders
 from rlm_jupyter.kernels.text import plain
 from rlm_jupyter.settings import CONTEXT_CAP
@@ -64,7 +64,7 @@ class Kernel:
         The last answer that code gave, also in a cell that then failed or was interrupted; None where there is none.
     """
 
-    def __init__(self, environment: Environment, number: int, answer: Answer, *, parent: int = 0, children: int = 0) -> None:
+    def __init__(self, environment: Environment, number: int, answer: OnCall, *, parent: int = 0, children: int = 0) -> None:
         self.number = number
         self.parent = parent
         self._children = children

@@ -14,9 +14,16 @@ from itertools import accumulate
 from rlm_jupyter.errors import ProtocolError
 from rlm_jupyter.kernels.guest import codec, wire
 from rlm_jupyter.kernels.guest.fields import WireError
-from rlm_jupyter.kernels.guest.frames import FrameError, Header
+from rlm_jupyter.kernels.guest.frames import Header
 from rlm_jupyter.kernels.text import plain
 from rlm_jupyter.settings import BATCH_CAP, CHILDREN_CAP, PROMPT_CAP
+
+MESSAGE_ROOM = 500 * 1024 * 1024
+"""Bytes of all the answers to one request."""
+DESCRIPTION_CAP = 20_000
+"""Characters that are kept of what a kernel says of a context."""
+TOLD_CAP = 256 * 1024
+"""Bytes in which it says so: each character may take twelve of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +65,7 @@ class CallOutcome:
     brought: bool = False
 
 
-Answer = Callable[[CallRequest], Awaitable[Sequence[CallOutcome]]]
+OnCall = Callable[[CallRequest], Awaitable[Sequence[CallOutcome]]]
 """Given by the loop; awaited once for each call id."""
 
 
@@ -135,12 +142,3 @@ def reply(message: wire.Call, outcomes: Sequence[CallOutcome]) -> wire.Reply:
 def failed(message: wire.Call, error: str) -> wire.Reply:
     """Answer every prompt of a call with the same error."""
     return reply(message, [CallOutcome(error=error)] * len(message.sizes))
-
-
-MESSAGE_ROOM = 500 * 1024 * 1024
-DESCRIPTION_CAP = 20_000
-"""Characters that are kept of what a kernel says of a context."""
-TOLD_CAP = 256 * 1024
-"""Bytes in which it says so: each character may take twelve of them."""
-
-__all__ = ["Answer", "CallOutcome", "CallRequest", "Described", "FrameError", "Incoming", "call_request", "failed", "reply"]
