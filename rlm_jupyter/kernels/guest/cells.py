@@ -20,28 +20,27 @@ from .fields import WireError
 from .finals import Finals, Held
 from .frames import Header
 from .loop import Loop
+from .outlet import EARLY_HALF, Outlet
 from .output import Keeper
 from .parcels import CONTEXT, Parcels, Piece
 from .pipes import OutputPipes
 
-FLUSH_SECONDS = 0.02
 SECOND_SIGINT = 1.0
 KILL_AFTER = 2.0
 OUTSTANDING_CAP = 10_000
 CROWD = 256
-EARLY_HALF = 8 * 1024
 INTERRUPTED = "the cell was interrupted"
 _INTERRUPTS = ("KeyboardInterrupt", "CancelledError", "NoneType")  # the last is IPython's for one within a display
 
 
 @dataclasses.dataclass(slots=True)
 class Work:
-    """What the kernel is busy with: a cell, or (`cell` 0) the loading of a context."""
+    """What the kernel is busy with: a cell, or (`cell` 0, without an outlet) the loading of a context."""
 
     cell: int
     load: int
     request: str
-    keeper: Keeper = dataclasses.field(default_factory=Keeper)
+    outlet: Outlet | None = None
     running: bool = True
     status: str = ""
     error: str = ""
@@ -51,8 +50,6 @@ class Work:
     interrupted: float = 0.0
     probe: str = ""
     timers: list[Any] = dataclasses.field(default_factory=list)
-    flush: Any = None
-    pictures: int = 0
 
 
 class Process(Protocol):
@@ -89,25 +86,10 @@ class Cells:
         self._kernel.parcels.clear_shelf()
         early = Keeper(EARLY_HALF)
         self._kernel.pipes.glance(early.add)
-        self._work = work = Work(cell, 0, self._kernel.request("execute_request", execute_request(code)))
-        self._put_early(work.keeper, early)
-        self._kernel.pipes.watch(self._put)
-
-    def _put_early(self, keeper: Keeper, early: Keeper) -> None:
-        """Put what threads and children wrote since the last cell before this one's own output, and say what it is."""
-        head, omitted, tail = early.finish()
-        if not head:
-            return
-        keeper.add("stderr", b"[written after the cell before had ended:]\n")
-        for stream, data in head:
-            keeper.add(stream, data)
-        if omitted:
-            keeper.add("stderr", f"\n[... {omitted:,} bytes of it left out ...]\n".encode())
-        for stream, data in tail:
-            keeper.add(stream, data)
-        keeper.add("stderr", b"\n[this cell:]\n")
-        if self._work is not None:
-            self._flush_soon(self._work)
+        kernel = self._kernel
+        outlet = Outlet(kernel.number, cell, kernel.loop, kernel.pipes, kernel.send)
+        self._work = Work(cell, 0, kernel.request("execute_request", execute_request(code)), outlet)
+        outlet.open(early)
 
     def load(self, order: wire.Context, path: str) -> None:
         line = {"name": order.name, "path": path, "form": order.form, "size": order.size, "digest": order.digest}
@@ -169,9 +151,8 @@ class Cells:
         self._calls.clear()
         if work is None:
             return []
-        if work.cell:
-            self._kernel.pipes.drain(self._put)
-            self._send_output(work, *work.keeper.finish())
+        if work.outlet is not None:
+            work.outlet.finish()
         self._end()
         return work.notes
 
@@ -187,11 +168,9 @@ class Cells:
                 work.error = f"{ename}: {content.get('evalue')}"[:2000]
                 if work.interrupted and (ename in _INTERRUPTS or content.get("evalue") == INTERRUPTED):
                     work.status = "interrupted"
-                if not work.told and work.cell:
+                if not work.told and work.outlet is not None:
                     lines = content.get("traceback")
-                    text = "\n".join(map(str, lines)) if isinstance(lines, list) else work.error
-                    self._kernel.pipes.drain(self._put)
-                    work.keeper.add("error", text.encode("utf-8", "backslashreplace") + b"\n")
+                    work.outlet.traceback("\n".join(map(str, lines)) if isinstance(lines, list) else work.error)
         elif work.probe and request == work.probe:
             work.status, work.error = "interrupted", "KeyboardInterrupt: "
         else:
@@ -206,7 +185,7 @@ class Cells:
         work = self._work
         if work is None or work.running or self._calls:
             return
-        if not work.cell:
+        if work.outlet is None:
             self._end()
             self._kernel.send(
                 wire.Loaded(self._kernel.number, work.load, "" if work.status == "ok" else work.error or work.status)
@@ -214,9 +193,7 @@ class Cells:
             return
         if not self._kernel.settled(work.cell):
             return
-        self._kernel.pipes.drain(self._put)
-        pieces = work.keeper.finish()
-        self._send_output(work, *pieces)
+        omitted = work.outlet.finish()
         final, work.final = work.final, None
         if cut := self._kernel.cut_off():
             work.notes.append(f"{cut:,} requests were cut off: too much was being asked at once")
@@ -225,9 +202,7 @@ class Cells:
         if final is not None:
             info = final[0]
             self._kernel.finals.keep(final)
-        self._kernel.send(
-            wire.Done(self._kernel.number, work.cell, work.status, work.error, pieces[1], info, tuple(work.notes))
-        )
+        self._kernel.send(wire.Done(self._kernel.number, work.cell, work.status, work.error, omitted, info, tuple(work.notes)))
 
     def _end(self) -> None:
         work, self._work = self._work, None
@@ -235,38 +210,11 @@ class Cells:
             return
         for timer in work.timers:
             timer.cancel()
-        if work.flush is not None:
-            work.flush.cancel()
+        if work.outlet is not None:
+            work.outlet.close()
         if work.final is not None:
             os.close(work.final[1])
         self._kernel.parcels.clear_left()
-        self._kernel.pipes.unwatch()
-
-    # Output
-
-    def _put(self, stream: str, data: bytes) -> None:
-        """Take a piece of output for the cell that runs."""
-        work = self._work
-        if work is not None and work.cell:
-            work.keeper.add(stream, data)
-            self._flush_soon(work)
-
-    def _flush_soon(self, work: Work) -> None:
-        if work.flush is None:
-            work.flush = self._kernel.loop.later(FLUSH_SECONDS, lambda: self._flush(work))
-
-    def _flush(self, work: Work) -> None:
-        work.flush = None
-        self._send_output(work, work.keeper.take(), 0, [])
-
-    def _send_output(self, work: Work, head: list[tuple[str, bytes]], omitted: int, tail: list[tuple[str, bytes]]) -> None:
-        for stream, data in head:
-            self._kernel.send(wire.Output(self._kernel.number, work.cell, stream, 0, data))
-        if omitted and not tail:
-            tail = [("stdout", b"")]
-        for stream, data in tail:
-            self._kernel.send(wire.Output(self._kernel.number, work.cell, stream, omitted, data))
-            omitted = 0
 
     # What its code asks
 
@@ -302,29 +250,13 @@ class Cells:
 
     def _show(self, header: Header, body: bytes) -> None:
         work = self._work
-        stream, head, skipped = header.get("stream"), header.get("head"), header.get("skipped")
-        if work is None or not work.cell or stream not in ("result", "display", "error"):
-            return
-        if type(head) is not int or type(skipped) is not int or not 0 <= head <= len(body) or not 0 <= skipped < 2**53:
-            return
-        self._kernel.pipes.drain(self._put)
-        work.told = work.told or stream == "error"
-        work.keeper.add(stream, body[:head])
-        if skipped:
-            work.keeper.skip(skipped)
-        if body[head:]:
-            work.keeper.add(stream, body[head:])
-        self._flush_soon(work)
+        if work is not None and work.outlet is not None and work.outlet.show(header, body):
+            work.told = work.told or header["stream"] == "error"
 
     def _picture(self, body: bytes) -> None:
         work = self._work
-        if work is None or not work.cell or len(body) > wire.PICTURE_CAP:
-            return
-        work.pictures += 1
-        if work.pictures <= wire.PICTURES_OF_A_CELL:
-            self._kernel.pipes.drain(self._put)
-            self._send_output(work, work.keeper.take(), 0, [])
-            self._kernel.send(wire.Picture(self._kernel.number, work.cell, body))
+        if work is not None and work.outlet is not None:
+            work.outlet.picture(body)
 
     def _call(self, work: Work, connection: AskConnection, header: Header, body: bytes) -> None:
         header = {**header, "kernel": self._kernel.number, "cell": work.cell}
