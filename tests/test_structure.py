@@ -15,7 +15,7 @@ import pytest
 
 import rlm_jupyter
 from rlm_jupyter.kernels.guest import sources
-from rlm_jupyter.kernels.guest.crossing import PACKAGES
+from rlm_jupyter.kernels.guest.shapes import PACKAGES
 
 PACKAGE = Path(rlm_jupyter.__file__).parent
 

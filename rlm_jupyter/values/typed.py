@@ -1,7 +1,7 @@
 """The form `typed`: a header of JSON with `shape` and `data` side by side, and sections of bytes. The host's half.
 
-`kernels/guest/crossing.py` writes it. Every shape is looked up in a table; the data it stands beside must be exactly of the
-form that the shape asks for, else the value is `Malformed`. Packages are imported only for their own values.
+`kernels/guest/crossing.py` and `tables.py` write it. Every shape is looked up in a table; the data it stands beside must be
+exactly of the form that the shape asks for, else the value is `Malformed`. Packages are imported only for their own values.
 """
 
 from __future__ import annotations

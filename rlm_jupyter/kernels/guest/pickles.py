@@ -29,7 +29,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from .crossing import PACKAGES
+from .shapes import PACKAGES
 
 ALIGNMENT = 64
 _LAZY = {

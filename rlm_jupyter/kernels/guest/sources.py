@@ -11,8 +11,8 @@ import importlib.util
 PACKAGE = "_rlm_repl"
 """Its name in the kernel's `sys.modules`."""
 MODULES = (
-    "describing", "crossing", "pickles", "digests", "loading", "workfiles", "memfiles", "looks", "failures", "channel",
-    "enqueue", "helper", "variables", "queries", "answer", "displays", "stdio", "quirks",
+    "describing", "shapes", "tables", "crossing", "pickles", "digests", "loading", "workfiles", "memfiles", "looks",
+    "failures", "channel", "enqueue", "helper", "variables", "queries", "answer", "displays", "stdio", "quirks",
 )  # fmt: skip
 """In the order in which they are executed: the later ones import the earlier."""
 ROOT = "repl"

@@ -67,7 +67,7 @@ def main() -> None:
 
 def _packages() -> list[str]:
     """Give those packages for whose values the kernels have a way of their own, and which are here."""
-    from .crossing import PACKAGES
+    from .shapes import PACKAGES
 
     return [name for name in PACKAGES if importlib.util.find_spec(name) is not None]
 
