@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.error import UsageError
 
 from rlm_jupyter.contexts import Named, read_path
+from rlm_jupyter.names import check_variable_name, variable_name
 from rlm_jupyter.options import NO_CAP
-from rlm_jupyter.settings import PLACES, RunSettings, check_variable_name, variable_name
+from rlm_jupyter.settings import PLACES, RunSettings
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell

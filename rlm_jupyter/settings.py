@@ -7,15 +7,12 @@ setting: only the *name* of the variable that holds it.
 
 from __future__ import annotations
 
-import builtins
 import dataclasses
 import difflib
 import json
-import keyword
 import math
 import re
 import reprlib
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -351,22 +348,6 @@ def _is_number(value: Any) -> bool:
 def _shown(value: Any) -> str:
     """Give a value as it was typed, cut; an int of very many digits has no text at all."""
     return reprlib.repr(value) if not isinstance(value, int) or abs(value) < 10**15 else "a number of so many digits"
-
-
-def check_variable_name(name: str, reserved: Iterable[str] = ()) -> str:
-    """Give `name`, as Python reads it, if it may be written to the user's namespace, else raise a `SettingsError`."""
-    name = variable_name(name)
-    if not name.isidentifier() or keyword.iskeyword(name):
-        raise SettingsError(f"--out {name or repr(name)}: not a variable name; type a plain identifier, such as --out answer")
-    if name in reserved or (name.startswith("_") and (name.endswith("__") or name.strip("_iho0123456789") == "")):
-        owner = "Python" if getattr(getattr(builtins, name, None), "__module__", "") == "builtins" else "IPython"
-        raise SettingsError(f"--out {name}: this name belongs to {owner}; choose another, such as --out answer")
-    return name
-
-
-def variable_name(name: str) -> str:
-    """Give a name as Python reads it in code: letters that are written in two ways (NFKC) name one variable."""
-    return unicodedata.normalize("NFKC", name)
 
 
 def many(number: int, noun: str) -> str:

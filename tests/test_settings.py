@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from rlm_jupyter.errors import SettingsError
-from rlm_jupyter.settings import RunSettings, check_variable_name, did_you_mean
+from rlm_jupyter.names import check_variable_name
+from rlm_jupyter.settings import RunSettings, did_you_mean
 
 
 def test_settings_round_trip_through_json() -> None:
