@@ -56,7 +56,7 @@ ENVIRONMENTS: Mapping[str, str] = {
 
 MOST: Mapping[str, int] = {
     "max_iterations": 100_000,
-    "max_depth": 16,
+    "max_depth": DEPTH_CAP,
     "max_calls": 100_000_000,
     "max_tokens": 10**13,
     "max_cost": 1_000_000,
@@ -198,9 +198,9 @@ class RunSettings:
             "max_concurrent_children",
         ):
             _check_positive(name, getattr(self, name), whole=True)
-        for name, most in (("max_depth", DEPTH_CAP), ("max_concurrent_children", WORKING_CAP)):
-            if getattr(self, name) > most:
-                raise SettingsError(f"{option(name)} must be at most {most}, not {_shown(getattr(self, name))}")
+        if self.max_concurrent_children > WORKING_CAP:
+            told = _shown(self.max_concurrent_children)
+            raise SettingsError(f"--max-concurrent-children must be at most {WORKING_CAP}, not {told}")
         for name in ("timeout", "max_cost", "max_tokens", "max_consecutive_errors", "cpus"):
             if getattr(self, name) is not None or name == "timeout":
                 _check_positive(name, getattr(self, name), whole=name in ("max_tokens", "max_consecutive_errors"))
