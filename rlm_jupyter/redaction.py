@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 from rlm_jupyter.events import CellOutput, Event, ReplyPart
 
@@ -31,10 +32,15 @@ _KEY = re.compile(
 )
 _BEARER = re.compile(r"(?<=[Bb]earer )\S+")
 _USER = re.compile(r"://[^/@\s]+@")
+_HEADER = re.compile(r"""(?i)(authorization["']?\s*[:=]\s*["']?[a-z-]+\s+)[^\s"']{8,}""")
+_QUERY = re.compile(
+    r"""(?i)([?&](?:api[-_]?key|(?:access[-_]?|auth[-_]?)?token|client[-_]?secret|password|subscription[-_]key|sig|x-amz-signature)=)"""
+    r"""[^&\s"'#<>]{8,}"""
+)
 
 
 def redact_keys(text: str) -> str:
-    """Take out whatever looks like a key: a provider's, of a `Bearer`, or within a URL.
+    """Take out whatever looks like a key: a provider's, of an `Authorization`, or within a URL.
 
     Only long words can be keys, and finding those is cheap: the patterns of keys on all of a text take ten times as long.
     """
@@ -42,6 +48,10 @@ def redact_keys(text: str) -> str:
         text = _KEY.sub(REDACTED, text)
     if "earer " in text:
         text = _BEARER.sub(REDACTED, text)
+    if "uthorization" in text:
+        text = _HEADER.sub(rf"\1{REDACTED}", text)
+    if "?" in text and "=" in text:
+        text = _QUERY.sub(rf"\1{REDACTED}", text)
     return _USER.sub(f"://{REDACTED}@", text) if "@" in text else text
 
 
@@ -50,12 +60,13 @@ def looks_like_a_key(text: str) -> bool:
 
 
 def secrets_of(environment: Mapping[str, str], given: Iterable[str] = ()) -> list[str]:
-    """Give the secrets that an environment holds, each also as it stands within quotes, the longest first."""
+    """Give the secrets that an environment holds, each also as it stands within quotes and in a URL, the longest first."""
     values = {value.strip() for name, value in environment.items() if SECRET_NAME.search(name)}
     values |= {value.strip() for value in given}
     values = {value for value in values if len(value) >= SHORTEST and not _is_path(value)}
     quoted = {form[1:-1] for value in values for form in (json.dumps(value), repr(value))}
-    return sorted(values | quoted, key=len, reverse=True)
+    in_urls = {write(value, safe="", errors="surrogatepass") for value in values for write in (quote, quote_plus)}
+    return sorted(values | quoted | in_urls, key=len, reverse=True)
 
 
 def _is_path(value: str) -> bool:

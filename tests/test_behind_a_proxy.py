@@ -230,7 +230,13 @@ def test_ollama_is_where_its_own_variable_says(told: str, url: str, monkeypatch:
 
 
 def test_an_address_that_is_none_is_told_with_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    for row, bad in (("ollama", "a b"), ("ollama", "ftp://box"), ("vllm", "localhost:8000"), ("lmstudio", "http://")):
+    for row, bad in (
+        ("ollama", "a b"),
+        ("ollama", "ftp://box"),
+        ("vllm", "localhost:8000"),
+        ("lmstudio", "http://"),
+        ("ollama", "http://me:pw@box"),
+    ):
         monkeypatch.setenv(PROVIDERS[row].address_variable or "", bad)
         with pytest.raises(SettingsError, match=PROVIDERS[row].address_variable):
             check_models(RunSettings(model=f"{row}/m"))

@@ -141,6 +141,8 @@ def test_checking_imports_neither_openai_nor_aiohttp() -> None:
         ("llama3", "did you mean ollama/llama3?"),
         ("ollama", "this is a provider; name one of its models too: --model ollama/NAME"),
         ("dem", "did you mean demo?"),
+        ("Demo", "did you mean demo?"),
+        ("OpenAI/gpt-5", "did you mean openai?"),
     ],
 )
 def test_a_bare_name_that_is_not_openais_is_refused_with_what_to_type(

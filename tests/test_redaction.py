@@ -51,6 +51,7 @@ PRINTS = {
     "on stderr": "import sys\nprint(found, file=sys.stderr)",
     "in a traceback": "raise RuntimeError(found)",
     "quoted": "import json\nprint(json.dumps({'password': found}))",
+    "in a URL": "from urllib.parse import quote\nprint('postgres://db/x?pw=' + quote(found, safe=''))",
     "in a prompt": "print(llm_query('say ' + found))",
 }
 
@@ -124,7 +125,15 @@ def test_keys_are_known_by_their_looks_and_other_words_stay() -> None:
     for key in ("sk-proj-abcdef123456789", "gsk_abcdef1234567890", "AIzaSyA1234567890abc", "xai-abcdefghijk12345"):
         assert redact_keys(f"key={key}, so") == f"key={REDACTED}, so"
     assert redact_keys("https://user:pw@host/x?y") == f"https://{REDACTED}@host/x?y"
-    for words in ("task-oriented-dialogue-systems-2024", "sk-ill", "https://example.com/a/very/long/path1", "a@b.c ://"):
+    assert redact_keys("{'Authorization': 'Basic dXNlcjpwYXNz'}") == f"{{'Authorization': 'Basic {REDACTED}'}}"
+    assert redact_keys("GET http://h/v1?api_key=0123456789&page=2") == f"GET http://h/v1?api_key={REDACTED}&page=2"
+    for words in (
+        "task-oriented-dialogue-systems-2024",
+        "sk-ill",
+        "https://example.com/a/very/long/path1",
+        "a@b.c ://",
+        "/?key=name&token=x",
+    ):
         assert redact_keys(words) == words
 
 

@@ -85,7 +85,7 @@ def _find(model: str, settings: RunSettings) -> Endpoint:
     row = provider_of(model)
     if row is None:
         raise SettingsError(
-            f"--model {model}: no provider is named {name!r}{did_you_mean(name, PROVIDERS)}"
+            f"--model {model}: no provider is named {name!r}{did_you_mean(name.lower(), PROVIDERS)}"
             + "; a server of your own is named with --base-url, and the model then literally"
         )
     if slash and not rest:
@@ -107,7 +107,7 @@ def _check_bare(model: str) -> None:
     owner = next((owner for start, owner in _ELSEWHERE.items() if model.lower().startswith(start)), None)
     if owner is not None:
         raise SettingsError(f"--model {model}: a name without a provider is OpenAI's; did you mean {owner}/{model}?")
-    if model != DEMO and difflib.get_close_matches(model, [DEMO], cutoff=0.8):
+    if model != DEMO and difflib.get_close_matches(model.lower(), [DEMO], cutoff=0.8):
         raise SettingsError(f"--model {model}: no model is named so; did you mean {DEMO}?")
 
 

@@ -61,6 +61,10 @@ class Provider:
         if not has_host(url) or not url.startswith(("http://", "https://")):
             example = self.base_url or "https://NAME.openai.azure.com"
             raise SettingsError(f"{self.address_variable} names no server; it should be such as {example}")
+        if "@" in urlsplit(url).netloc:
+            raise SettingsError(
+                f"{self.address_variable} holds a user or a password, which no request to {self.name} can carry"
+            )
         return url.rstrip("/")
 
 
