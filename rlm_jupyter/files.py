@@ -65,7 +65,7 @@ def save(files: Mapping[str, bytes], folder: str | os.PathLike[str]) -> list[Pat
     SettingsError
         The folder cannot be written.
     """
-    base = Path(folder).expanduser()
+    base = Path(os.path.expanduser(folder))
     try:
         base.mkdir(parents=True, exist_ok=True)
         root = os.open(base, os.O_RDONLY | os.O_DIRECTORY)

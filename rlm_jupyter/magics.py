@@ -197,7 +197,7 @@ class RLMMagics(Magics):
 
         try:
             settings = self.reader.settings(options)
-            prompt, question = self.reader.task(options, cell)
+            prompt, question = self.reader.task(options, cell, progress)
             out = self.reader.out(options.out)
             if options.background and options.save_files is not None:
                 raise UsageError("--save-files waits for the end: leave it out, then call NAME.result.save_files(DIR)")

@@ -96,14 +96,16 @@ class Reader:
         value = self._shell.user_ns.get(code) if code and code.isidentifier() else None
         return value if isinstance(value, str) else code
 
-    def task(self, options: argparse.Namespace, cell: str) -> tuple[Any, str | None]:
+    def task(
+        self, options: argparse.Namespace, cell: str, progress: Callable[[int], None] | None = None
+    ) -> tuple[Any, str | None]:
         """Give the context and the question; without `--context` the body is both."""
         if not cell.strip():
             raise UsageError("the cell is empty: write the question below the %%rlm line")
         question = PLACEHOLDER.sub(self._placeholder, cell.strip())
         if not options.context:
             return question, None
-        return Named({name: self._context(name) for name in options.context}), question
+        return Named({name: self._context(name, progress) for name in options.context}), question
 
     def _placeholder(self, match: re.Match[str]) -> str:
         if not match[1].isidentifier():
@@ -113,8 +115,8 @@ class Reader:
             raise UsageError(f"{match[0]} has {len(text):,} characters: too long for a question, use --context {match[1]}")
         return text
 
-    def _context(self, name: str) -> Any:
-        return self._variable(name, f"--context {name}") if name.isidentifier() else read_path(name)
+    def _context(self, name: str, progress: Callable[[int], None] | None) -> Any:
+        return self._variable(name, f"--context {name}") if name.isidentifier() else read_path(name, progress)
 
     def _variable(self, name: str, told: str) -> Any:
         space, name = self._shell.user_ns, variable_name(name)
@@ -131,8 +133,17 @@ class Reader:
         """Refuse a name for `--save-files` that is none, or a file's: nothing could be saved there at the end."""
         if folder is not None and (not folder.strip() or "\0" in folder):
             raise UsageError("--save-files needs the name of a folder, such as ./made")
-        if folder is not None and os.path.exists(path := os.path.expanduser(folder)) and not os.path.isdir(path):
+        if folder is not None and folder.startswith("~") and os.path.expanduser(folder) == folder:
+            raise UsageError(f"--save-files {folder}: nobody of that name has a home folder here")
+        if folder is None:
+            return
+        there = os.path.abspath(os.path.expanduser(folder))
+        if os.path.exists(there) and not os.path.isdir(there):
             raise UsageError(f"--save-files {folder}: that is a file; name a folder, which is made where there is none")
+        while not os.path.exists(there):
+            there = os.path.dirname(there)
+        if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
+            raise UsageError(f"--save-files {folder}: nothing can be made in {there}; name another folder, such as ./made")
 
     def out(self, name: str | None) -> str | None:
         """Give the name for `--out` as Python reads it; one that is no name, or not free to be written, is refused."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
 import hashlib
 import io
@@ -308,6 +309,21 @@ def _model() -> Any:
     return space["made"]
 
 
+def _archive() -> Any:
+    file = io.BytesIO()
+    np.savez(file, a=np.ones(2))
+    file.seek(0)
+    return np.load(file)
+
+
+def _ring() -> Any:
+    """Give an object that leads back to itself before it leads to what cannot be sent."""
+    inner = Held(None)
+    outer = Held(inner)
+    inner.__dict__ = {"above": outer, "part": socket.socket()}
+    return outer
+
+
 def _odd_class() -> Any:
     """Give an object whose class dill can write only by its name: it holds one of its own kind."""
     space: dict[str, Any] = {"__name__": "__main__"}
@@ -342,6 +358,12 @@ def _odd_class() -> Any:
             lambda: pyarrow.dataset.dataset(pa.table({"a": [1]})),
             "InMemoryDataset, which is not data yet; docs = docs.to_table()",
         ),
+        (
+            lambda: pd.read_csv(io.StringIO("a\n1\n"), chunksize=1),
+            "docs is a pandas TextFileReader, which is not data yet; docs = pandas.concat(docs)",
+        ),
+        (_archive, "docs is a numpy NpzFile, which is not data yet; docs = dict(docs)"),
+        (_ring, "docs.part.part, a socket, cannot be sent"),
         (lambda: [_model()], "docs[0] is a pydantic model of a class that only this session has; pass docs[0].model_dump()"),
         (lambda: {"t": _odd_class()}, "docs['t'], an Odd, cannot be sent (PicklingWarning: Cannot "),
     ],
@@ -409,7 +431,20 @@ def test_a_table_is_told_by_shape_columns_types_and_at_most_a_quarter_of_its_row
         assert "town-2" in told
         assert "town-3" not in told
     assert "town" not in prepare(table[:3]).description
+    told = prepare(Towns(table)).description
+    assert "a Towns of 12 rows x 2 columns" in told.replace("tests.", "")
+    assert "town-2" in told
     assert "shape 2 x 50, dtype float64, 800 bytes" in prepare(np.zeros((2, 50))).description
+
+
+class Towns(pd.DataFrame):
+    """A kind of DataFrame, as packages for maps have theirs."""
+
+
+def test_what_has_a_shape_or_a_length_is_told_by_it() -> None:
+    assert "of shape 2, dtype Int64" in prepare(pd.array([1, None], dtype="Int64")).description
+    assert "an array.array of 3 items" in prepare(array.array("d", [1, 2, 3])).description
+    assert "of 1 item" in prepare(pa.array(["a"])).description
 
 
 def test_a_description_stays_small_whatever_it_describes() -> None:
@@ -456,6 +491,9 @@ def test_a_folder_and_a_glob_are_dicts_of_relative_paths(tmp_path: Path) -> None
     assert "texts of 2 files" in prepare(read).description
     (tmp_path / "in" / "sub" / "loop").symlink_to("..")
     assert read_path(str(tmp_path / "in" / "**" / "*.md")).value == {"sub/b.md": "two\r\n"}
+    (tmp_path / "notes [old]").mkdir()
+    (tmp_path / "notes [old]" / "[1].txt").write_text("first")
+    assert read_path(str(tmp_path / "notes [old]" / "*.txt")).value == {"[1].txt": "first"}
 
 
 @pytest.mark.parametrize(
@@ -471,7 +509,10 @@ def test_a_folder_and_a_glob_are_dicts_of_relative_paths(tmp_path: Path) -> None
         ("a.gz", b"\x1f\x8b\x08", "gzip.open"),
         ("a.tar.gz", b"\x1f\x8b\x08", "an archive, not text; unpack it"),
         ("a.tgz", b"\x1f\x8b\x08", "an archive, not text; unpack it"),
-        ("a.npz", b"PK\x03\x04\x00", "an archive, not text; unpack it, and name the folder"),
+        ("a.npz", b"PK\x03\x04\x00", "an archive of NumPy's, not text; type import numpy; text = dict(numpy.load("),
+        ("a.ods", b"PK\x03\x04\x00", "an Excel file, not text; type import pandas; text = pandas.read_excel("),
+        ("a.pdf", b"\n%PDF-1.7 \x00", "a PDF, not text; type from pypdf import PdfReader"),
+        ("a.zip", b"PK\x05\x06\x00", "an archive, not text; unpack it, and name the folder"),
         ("a.xz", b"\xfd7zXZ\x00\x00", "lzma.open("),
         ("a.db", b"SQLite format 3\x00", "an SQLite database, not text; type import pandas, sqlite3; text = pandas.read_sql("),
         ("a.pkl", b"\x80\x05\x95\x00", "a pickle, not text; type import pandas; text = pandas.read_pickle("),
@@ -512,6 +553,8 @@ def test_what_is_not_there_is_told_with_what_to_type(tmp_path: Path) -> None:
         read_path(str(tmp_path / "notes.tx"))
     with pytest.raises(SettingsError, match="a link to nowhere, where nothing is"):
         read_path(str(tmp_path / "astray"))
+    with pytest.raises(SettingsError, match="nobody of that name has a home folder here"):
+        read_path("~nobody-of-that-name/notes.txt")
     with pytest.raises(SettingsError, match="File name too long"):
         read_text_file("x" * 5000)
 

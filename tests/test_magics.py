@@ -97,6 +97,11 @@ BAD = [
     ("%%rlm --model demo --context ./it's.txt\nWho?", "No closing quotation; close the quote, or write a backslash"),
     ("%%rlm --model demo --context docs --save-files /dev/null\nWho?", "--save-files /dev/null: that is a file; name a folder"),
     ("%%rlm --model demo --context docs --save-files ''\nWho?", "--save-files needs the name of a folder, such as ./made"),
+    (
+        "%%rlm --model demo --context docs --save-files /dev/null/made\nWho?",
+        "nothing can be made in /dev/null; name another folder",
+    ),
+    ("%%rlm --model demo --context docs --save-files ~nobody-so-named/a\nWho?", "nobody of that name has a home folder here"),
     ("%%rlm --model demo --context https://example.org/x.txt\nWho?", "no such file; an address is not read: download what is"),
     ("%%rlm --model m --base-url http://me:word@localhost:1/v1 --context docs\nWho?", "--base-url holds a user or a password"),
     ("%%rlm --model m --base-url http://localhost:1 --api-key-env sk-abcdefgh --context docs\nWho?", "not the key itself"),

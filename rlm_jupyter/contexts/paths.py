@@ -11,11 +11,14 @@ import dataclasses
 import difflib
 import errno
 import glob
+import itertools
 import os
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from rlm_jupyter.contexts.payload import PROGRESS_AFTER, PROGRESS_EVERY, Progress
 from rlm_jupyter.errors import SettingsError
 from rlm_jupyter.settings import CONTEXT_CAP, many
 
@@ -37,6 +40,7 @@ _CONVERSIONS = {
     ".feather": ("a Feather file", "import pandas; text = pandas.read_feather({path!r})"),
     ".arrow": ("an Arrow file", "import pyarrow; text = pyarrow.ipc.open_file({path!r}).read_all()"),
     ".npy": ("a NumPy file", "import numpy; text = numpy.load({path!r})"),
+    ".npz": ("an archive of NumPy's", "import numpy; text = dict(numpy.load({path!r}))"),
     ".docx": ("a Word file", "import docx; text = '\\n'.join(p.text for p in docx.Document({path!r}).paragraphs)"),
     ".gz": ("compressed", "import gzip; text = gzip.open({path!r}, 'rt').read()"),
     ".zip": ("an archive", _UNPACK),
@@ -74,7 +78,8 @@ _MAGIC = {
     b"GIF89a": ".png",
     b"\xd0\xcf\x11\xe0": ".doc",
 }
-_BY_SUFFIX = {".zip": (".xlsx", ".docx", ".pptx", ".odt", ".epub"), ".doc": (".xls",), ".arrow": (".feather",)}
+_EXCEL = (".xlsx", ".xlsm", ".xlsb", ".ods")
+_BY_SUFFIX = {".zip": (*_EXCEL, ".npz", ".docx", ".pptx", ".odt", ".epub"), ".doc": (".xls",), ".arrow": (".feather",)}
 """What shares its first bytes with others, and is told from them by the end of its name."""
 _WIDE = {b"\xff\xfe\x00\x00": "utf-32", b"\x00\x00\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
@@ -87,13 +92,16 @@ class Read:
     note: str
 
 
-def read_path(path: str) -> Read:
-    """Read a text file, a folder or a glob; a `SettingsError` says what to type where there is no text."""
+def read_path(path: str, progress: Progress | None = None) -> Read:
+    """Read a text file, a folder or a glob; a `SettingsError` says what to type where there is no text.
+
+    `progress` is called with the bytes of the files so far, when it takes longer than a second.
+    """
     given = _given(path)
     if given.is_dir():
-        return _read_files(path, given, sorted(_walk(given)))
+        return _read_files(path, given, sorted(itertools.islice(_walk(given), FILES_CAP + 1)), progress)
     if glob.has_magic(path) and not os.path.lexists(given):
-        return _read_glob(path, str(given))
+        return _read_glob(path, str(given), progress)
     text = read_text_file(path)
     return Read(text, f"It is the text of the file {given.name}.")
 
@@ -102,7 +110,10 @@ def _given(path: str) -> Path:
     """Give the path that somebody typed, or the line that says what else it is."""
     if not path.strip():
         raise SettingsError("--context is empty: name a variable of the notebook, a text file, a folder or a glob")
-    given = Path(path).expanduser()
+    try:
+        given = Path(path).expanduser()
+    except RuntimeError:
+        raise SettingsError(f"--context {path[:60]!a}: nobody of that name has a home folder here") from None
     with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
         try:
             given.lstat()
@@ -136,7 +147,7 @@ def read_text_file(path: str) -> str:
         raise SettingsError(f"--context {path}: {_missing(path)}") from None
     except OSError as error:
         raise SettingsError(f"--context {path[:200]}: cannot be read ({error.strerror})") from None
-    if conversion := _conversion(str(file), data[:8]):
+    if conversion := _conversion(str(file), data[:8], binary=b"\x00" in data[:_SNIFF]):
         kind, code = conversion
         raise SettingsError(
             f"--context {path}: {kind}, not text; " + (f"type {code}, and use --context text" if "text = " in code else code)
@@ -164,16 +175,18 @@ def _missing(path: str) -> str:
     return f"no such file; {_hint(path)}"
 
 
-def _conversion(path: str, head: bytes) -> tuple[str, str] | None:
-    """Give what a file is and the line that makes text or data of it, by its first bytes, else None."""
+def _conversion(path: str, head: bytes, *, binary: bool = False) -> tuple[str, str] | None:
+    """Give what a file is and the line that makes text or data of it, by its first bytes, a `binary` one also by its name."""
     suffix = os.path.splitext(path)[1].lower()
     found = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "")
     if suffix in _BY_SUFFIX.get(found, ()):
-        found = suffix
+        found = ".xlsx" if suffix in _EXCEL else suffix
     if found in (".gz", ".bz2", ".xz", ".zst") and (path.lower().rpartition(".")[0].endswith(".tar") or suffix == ".tgz"):
         found = ".tar"
     if not found and suffix in (".pkl", ".pickle") and head.startswith(b"\x80"):
         found = ".pkl"
+    if not found and binary and suffix in _CONVERSIONS:
+        found = suffix
     if not found:
         return None
     kind, code = _CONVERSIONS[found]
@@ -196,13 +209,15 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(place, name) for name in files if not name.startswith("."))
 
 
-def _read_glob(path: str, pattern: str) -> Read:
+def _read_glob(path: str, pattern: str, progress: Progress | None) -> Read:
     parts = Path(pattern).parts
-    fixed = Path(*parts[: next(n for n, part in enumerate(parts) if glob.has_magic(part))])
-    found = _once(Path(name) for name in glob.iglob(pattern, recursive=True) if not os.path.isdir(name))
+    there = itertools.takewhile(lambda count: os.path.lexists(Path(*parts[:count])), range(1, len(parts)))
+    fixed = Path(*parts[: max(there, default=0)])  # what is there is meant as it stands, also `notes [old]`
+    rest = str(Path(*parts[len(fixed.parts) :]))
+    found = _once(fixed / name for name in glob.iglob(rest, root_dir=fixed, recursive=True) if not (fixed / name).is_dir())
     if not found:
         raise SettingsError(f"--context {path}: no file matches" + (f"; {NEITHER}" if _hint(path) == NEITHER else ""))
-    return _read_files(path, fixed, found)
+    return _read_files(path, fixed, found, progress)
 
 
 def _once(files: Iterable[Path]) -> list[Path]:
@@ -217,14 +232,20 @@ def _once(files: Iterable[Path]) -> list[Path]:
     return sorted(found.values())
 
 
-def _read_files(path: str, folder: Path, files: list[Path]) -> Read:
+def _read_files(path: str, folder: Path, files: list[Path], progress: Progress | None) -> Read:
     if len(files) > FILES_CAP:
-        raise SettingsError(f"--context {path}: {len(files):,} files; at most {FILES_CAP:,}. Name a smaller folder or a glob")
+        raise SettingsError(
+            f"--context {path}: more than {FILES_CAP:,} files, which is the cap. Name a smaller folder or a glob"
+        )
     inside = folder.resolve()
     texts: dict[str, str] = {}
     others: list[tuple[str, int]] = []
     total = 0
+    tell_at = time.monotonic() + PROGRESS_AFTER
     for file in files:
+        if progress is not None and time.monotonic() >= tell_at:
+            tell_at = time.monotonic() + PROGRESS_EVERY
+            progress(total)
         name = Path(os.path.relpath(file, folder)).as_posix()
         try:
             status = file.stat()

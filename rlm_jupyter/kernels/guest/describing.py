@@ -30,6 +30,7 @@ _LEAVES = frozenset(
      datetime.timedelta, decimal.Decimal, fractions.Fraction, uuid.UUID}
 )  # fmt: skip
 _TEXTS = (str, bytes, bytearray)
+_TABLES = frozenset({"DataFrame", "Series", "Table", "RecordBatch", "ChunkedArray"})
 _GROUPS = (list, tuple, set, frozenset, collections.deque)
 
 
@@ -76,10 +77,11 @@ def describe_named(values: Mapping[str, Any], notes: Mapping[str, str]) -> str:
 
 
 def is_table(value: Any) -> bool:
-    """Whether a value is a DataFrame or Series of pandas or polars, or an Arrow table. Imports none of them."""
-    return type(value).__module__.partition(".")[0] in ("pandas", "polars", "pyarrow") and type(value).__name__ in (
-        "DataFrame", "Series", "Table", "RecordBatch", "ChunkedArray",
-    )  # fmt: skip
+    """Whether a value is a DataFrame or Series of pandas or polars (or a kind of one), or an Arrow table. Imports none."""
+    return any(
+        kind.__module__.partition(".")[0] in ("pandas", "polars", "pyarrow") and kind.__name__ in _TABLES
+        for kind in type(value).__mro__
+    )
 
 
 def _is_array(value: Any) -> bool:
@@ -105,7 +107,7 @@ def _describe(value: Any) -> str:
         return f"`context` is an int of {_many(value.bit_length(), 'bit')}."
     if value is None:
         return "`context` is None."
-    return f"`context` is {_kind(value)}{_fields(value)}."
+    return f"`context` is {_kind(value)}{_extent(value)}{_fields(value)}."
 
 
 def _many(count: int, noun: str) -> str:
@@ -120,6 +122,14 @@ def _kind(value: Any) -> str:
 def _begins(data: bytes | bytearray) -> str:
     shown = bytes(data[: min(PREVIEW_OF_ITEM, len(data) // 4)])
     return f" It begins: {shown!r}" if shown else ""
+
+
+def _extent(value: Any) -> str:
+    """Tell shape and type of what has them, as a tensor does, or how many items there are."""
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if isinstance(shape, tuple) and dtype is not None and not isinstance(value, type):
+        return f" of shape {' x '.join(f'{n:,}' for n in shape) or 'no dimension'}, dtype {_cut(str(dtype))}"
+    return f" of {_many(len(value), 'item')}" if hasattr(type(value), "__len__") else ""
 
 
 def _fields(value: Any) -> str:

@@ -45,6 +45,14 @@ _LAZY = {
     "UnionDataset": "{where} = {where}.to_table()",
     "Scanner": "{where} = {where}.to_table()",
     "DuckDBPyRelation": "{where} = {where}.df()",
+    "TextFileReader": "{where} = pandas.concat({where})",
+    "JsonReader": "{where} = pandas.concat({where})",
+    "ExcelFile": "{where} = {where}.parse(sheet_name=None)",
+    "HDFStore": "{where} = {where}.get(KEY)",
+    "NpzFile": "{where} = dict({where})",
+    "ParquetFile": "{where} = {where}.read()",
+    "ParquetDataset": "{where} = {where}.read()",
+    "CSVStreamingReader": "{where} = {where}.read_all()",
 }
 _RLOCK = type(threading.RLock())
 _DEEPEST = 20
@@ -269,11 +277,13 @@ def refusal(value: Any, name: str, error: Exception) -> str:
 
 def _culprit(value: Any, name: str, error: Exception) -> tuple[str, Any, Exception]:
     """Go down to the smallest part that cannot be pickled."""
+    above: list[Any] = []
     for _ in range(_DEEPEST):
         if isinstance(error, Unsendable) and error.item is value:
             break
+        above.append(value)
         for place, part in _parts(value, name):
-            failure = _failure(part)
+            failure = None if any(part is one for one in above) else _failure(part)
             if failure is not None:
                 value, name, error = part, place, failure
                 break
