@@ -26,7 +26,7 @@ from rlm_jupyter.lm.handler import LMHandler
 from rlm_jupyter.pictures import Picture
 from rlm_jupyter.repl import Repl
 from rlm_jupyter.settings import RunSettings, many
-from rlm_jupyter.values import decode
+from rlm_jupyter.values import Unreadable, decode
 
 TOKEN_BYTES, WORDS_BYTES = 4, 4_000
 """Bytes that a token of a reply is taken for, and those of our own words, in how much a history can grow in one turn."""
@@ -173,8 +173,8 @@ class Node:
             if reply.blocks:
                 nudges = 0
                 final, skipped = await self._run_blocks(iteration, reply.blocks)
-                if final is not None:
-                    return await self._answer(final)
+                if final is not None and (answer := await self._taken(final)) is not None:
+                    return answer
                 self._conversation.tell(
                     prompts.outputs_message(self._ran, skipped, left, cut=self._cut(reply)), self._pictures()
                 )
@@ -182,8 +182,8 @@ class Node:
                 self._conversation.tell(f"{self._cut(reply)}\n\n{prompts.turn_line(left)}")
             elif reply.final_name is not None:
                 final, skipped = await self._run_blocks(iteration, (f"FINAL_VAR({reply.final_name!r})",))
-                if final is not None:
-                    return await self._answer(final)
+                if final is not None and (answer := await self._taken(final)) is not None:
+                    return answer
                 self._conversation.tell(prompts.outputs_message(self._ran, skipped, left))
             elif reply.final_text is not None:
                 return Answer("answered", reply.final_text, "str")
@@ -271,6 +271,17 @@ class Node:
             if result.status != "ok" or self._handler.limit is not None:
                 return None, len(blocks) - place - 1
         return None, 0
+
+    async def _taken(self, final: Final) -> Answer | None:
+        """Give the answer of a turn; None where this side cannot read it, which the LM is told: all that led to it is paid."""
+        try:
+            return await self._answer(final)
+        except Unreadable as error:
+            self._errors += 1
+            note = prompts.UNREAD.format(error=error)
+            self._ran[-1] = dataclasses.replace(self._ran[-1], status="error", notes=(*self._ran[-1].notes, note))
+            self._emit(events.Notice(text=f"turn {self._turn}: an answer was not taken: {error}"))
+            return None
 
     async def _answer(self, final: Final) -> Answer:
         if self.parent is not None:

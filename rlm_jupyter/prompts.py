@@ -87,6 +87,10 @@ CUT = (
     "Write shorter code, or do it in several turns."
 )
 
+UNREAD = (
+    "The answer was not taken: {error}. Give it in a plainer form: text, numbers, lists, dicts with text as keys, a DataFrame."
+)
+
 NO_NEXT_TURN = "This is the last turn: call FINAL_VAR with the best answer that you have now."
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import decimal
 import fractions
+import importlib
 import uuid
 import zoneinfo
 from collections.abc import Callable, Mapping
@@ -16,8 +17,10 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 UTC = datetime.UTC
+TZ: Any = importlib.import_module("dateutil.tz")  # it has no types
 DAY = datetime.date(2026, 3, 1)
 NOON = datetime.datetime(2026, 3, 1, 12, 30, 15, 123456, tzinfo=UTC)
 ODD_TEXT = 'quote " \' \\ nul \x00 surrogate \ud800 emoji 😀 crlf \r\n end "'
@@ -108,10 +111,13 @@ def same(left: Any, right: Any) -> bool:
         assert getattr(left, "freq", None) == getattr(right, "freq", None)
         pd.testing.assert_index_equal(left, right, exact=True, check_exact=True)
         return True
+    if isinstance(left, pd.api.extensions.ExtensionArray):
+        pd.testing.assert_extension_array_equal(left, right, check_exact=True)
+        return True
     if isinstance(left, np.ma.MaskedArray):
         parts: Any = [(x.data, np.asarray(x.mask), np.asarray(x.fill_value)) for x in (left, right)]
         return all(map(same, *parts))
-    if isinstance(left, (pa.Array, pa.ChunkedArray, pa.RecordBatch)):
+    if isinstance(left, (pa.Array, pa.ChunkedArray, pa.RecordBatch, pa.Scalar)):
         return bool(left.equals(right))
     if isinstance(left, np.ndarray) and left.dtype == object:
         return left.shape == right.shape and same(left.tolist(), right.tolist())
@@ -213,6 +219,28 @@ OUT: Mapping[str, Callable[[], Any]] = {
         pa.RecordBatch.from_pylist([], pa.schema([("n", pa.int8())])),
         pa.array([1, 2, 3]).slice(1, 1),
         pa.array(["a", "a"]).dictionary_encode(),
+    ],
+    "frames of texts that are objects": lambda: [
+        pd.DataFrame({"o": pd.Series(["x", "bad \ud800"], dtype=object, index=["i", "i"]), "s": ["a", "b"]}),
+        pd.Series(["x", "y"], dtype=object),
+        pd.DataFrame({"n": [1]}, index=pd.MultiIndex.from_arrays([pd.Index(["x"], dtype=object), [1]])),
+    ],
+    "arrays of pandas, zoned": lambda: [
+        pd.Series(["a", "b", "a"]).unique(),
+        pd.Categorical(["a", "b"], ordered=True),
+        pd.array([1, None], dtype="Int64"),
+        pd.Series(pd.date_range("2026", periods=2, tz="Europe/Berlin")).unique(),
+        pd.array(pd.to_timedelta([1, 2], unit="s")),
+        pd.Series([1.5, 2.5]).array,
+        pd.Series(["a", {1}], dtype=object).array,
+        pd.period_range("2026", periods=2, freq="M").array,
+    ],
+    "single values of Arrow": lambda: [pc.sum(pa.array([1, 2])), pa.scalar(None, pa.int8()), pa.scalar({"a": ["x"]})],
+    "groups of a frame": lambda: dict(pd.DataFrame({"a": ["x", "y", "x"]}).groupby("a").groups),
+    "moments, zoned otherwise": lambda: [
+        NOON.astimezone(datetime.timezone(datetime.timedelta(hours=1), "CET")),
+        NOON.astimezone(TZ.tzutc()),
+        NOON.astimezone(TZ.tzoffset(None, -3600)),
     ],
     "frames in a dict": lambda: {"a": frame(), "b": [levels(), (np.arange(3),)]},
 }

@@ -84,6 +84,20 @@ def test_two_blocks_run_in_order_and_stop_at_the_first_error(engine: Engine) -> 
     assert [cell.status for cell in result.trace.iterations[0].cells] == ["ok", "error"]
 
 
+def test_an_answer_that_cannot_be_read_here_is_told_and_the_run_goes_on(engine: Engine) -> None:
+    """A picture too tall to be shown, keys that look alike: what led to them is paid, so the LM may give it otherwise."""
+    tall = code("from PIL import Image\nFINAL_VAR({'plot': Image.new('L', (2, 20_000))})")
+    alike = code("class Key:\n    def __repr__(self): return 'key'\nFINAL_VAR({Key(): 1, Key(): 2})")
+    with scripted([tall, alike, answer("'plain'")], engine=engine) as (rlm, server):
+        result = rlm.completion("c", root_prompt="q")
+    assert (result.status, result.value, result.iterations) == ("answered", "plain", 3)
+    first, second = (request.prompt for request in server.requests[1:])
+    assert "The answer was not taken: " in first
+    assert "a picture of 2x20000: too large" in first
+    assert "the same key twice" in second
+    assert "Turn 3 of" in second
+
+
 def test_state_survives_between_iterations(engine: Engine) -> None:
     first = (
         "import threading\ndef count():\n    n = 0\n    while True:\n        n += 1\n        yield n\n"

@@ -230,6 +230,19 @@ def test_dataclasses_and_named_tuples_come_back_as_records() -> None:
     assert repr(back[1]) == "Pair(left=3, right='four')"
 
 
+def test_keys_that_are_records_or_nan_stay_different_keys() -> None:
+    back = there_and_back({kinds.Pair(1, "x"): 5, kinds.Pair(2, "x"): 6})
+    assert {(key.left, key.right): value for key, value in back.items()} == {(1, "x"): 5, (2, "x"): 6}
+    assert back[Record(next(iter(back)).type_name, {"left": 2, "right": "x"})] == 6
+    nans = {float("nan"), float("nan"), 1.0}
+    assert len(there_and_back(nans)) == len(there_and_back(dict.fromkeys(nans))) == 3
+
+
+def test_a_look_at_a_dict_comes_back_as_the_list_that_it_shows() -> None:
+    value = {"a": b"x", "b": 2}
+    assert there_and_back([value.keys(), value.values(), value.items()]) == [["a", "b"], [b"x", 2], [("a", b"x"), ("b", 2)]]
+
+
 def test_other_things_come_back_as_text_with_their_type_named() -> None:
     form, name, data = encode(decimal.Context(prec=3))
     assert (form, name) == ("text", "decimal.Context")
@@ -264,6 +277,8 @@ class NoText:
         (lambda: map(str, [1]), "is a map, which has no value yet"),
         (lambda: io.StringIO("x"), "StringIO, which has no value yet"),
         (lambda: pl.DataFrame({"a": [1]}).lazy(), r"LazyFrame, which has no value yet; .*\.collect\(\)"),
+        (lambda: {"a": [(n for n in range(3))]}, "the answer holds a generator, which has no value yet"),
+        (lambda: (pl.DataFrame({"a": [1]}).lazy(),), "the answer holds a polars.lazyframe"),
         (NoText, "NoText has no text to give as an answer .RuntimeError: no repr here.; give what it holds"),
         (lambda: {"a": [NoText()]}, "NoText has no text to give as an answer .RuntimeError: no repr here."),
     ],

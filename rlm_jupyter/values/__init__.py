@@ -15,9 +15,13 @@ from rlm_jupyter.errors import ProtocolError
 from rlm_jupyter.settings import VALUE_CAP
 from rlm_jupyter.values.typed import Malformed, OtherText, Record, read
 
-__all__ = ["OtherText", "Record", "Value", "as_text", "decode"]
+__all__ = ["OtherText", "Record", "Unreadable", "Value", "as_text", "decode"]
 
 _SHOWN = 20_000
+
+
+class Unreadable(ProtocolError):
+    """A value is refused: its bytes are not what their form says, or cannot be read on this side. The kernel goes on."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,9 +34,9 @@ class Value:
 
 
 def decode(value: Value) -> Any:
-    """Give the host's object for a kernel's value; a `ProtocolError` where the bytes are not what the form says."""
+    """Give the host's object for a kernel's value; `Unreadable` where the bytes are not what the form says."""
     if len(value.data) > VALUE_CAP:
-        raise ProtocolError(f"a value of {len(value.data):,} bytes is above the cap of {VALUE_CAP:,}")
+        raise Unreadable(f"a value of {len(value.data):,} bytes is above the cap of {VALUE_CAP:,}")
     try:
         if value.form == "text":
             return str(value.data, "utf-8", "surrogatepass")
@@ -41,12 +45,12 @@ def decode(value: Value) -> Any:
         if value.form == "typed":
             return read(value.data)
     except ModuleNotFoundError as error:
-        raise ProtocolError(f"the answer needs {error.name}, which is not installed here: %pip install {error.name}") from None
+        raise Unreadable(f"the answer needs {error.name}, which is not installed here: %pip install {error.name}") from None
     except Malformed as error:
-        raise ProtocolError(f"the kernel sent a value that is not valid: {error}") from None
+        raise Unreadable(f"the kernel sent a value that is not valid: {error}") from None
     except (ValueError, RecursionError):
-        raise ProtocolError(f"the kernel sent a value that is not valid {value.form}") from None
-    raise ProtocolError(f"the kernel sent a value of unknown form {value.form[:40]!r}")
+        raise Unreadable(f"the kernel sent a value that is not valid {value.form}") from None
+    raise Unreadable(f"the kernel sent a value of unknown form {value.form[:40]!r}")
 
 
 def as_text(value: Any) -> str:

@@ -43,6 +43,9 @@ def pandas_frame(reader: Reader, details: Details, data: Any) -> Any:
     found = {place: _column(reader, *each) for place, each in enumerate(zip(shapes, columns, strict=True))}
     if any(len(column) != len(index) for column in found.values()):
         raise Malformed("columns of another length")
+    for place, column in found.items():
+        if column.dtype == object:  # given as it is, pandas would guess at a type for it
+            found[place] = pd.Series(column, index=index, dtype=object)
     frame = pd.DataFrame(found, index=index, copy=False)
     frame.columns = labels
     return frame
@@ -54,11 +57,19 @@ def pandas_series(reader: Reader, details: Details, data: Any) -> Any:
     index_shape, name_shape, shape = pair(details, 3)
     index_data, name_data, column = pair(data, 3)
     name = reader.read(name_shape, name_data)
-    return pd.Series(_column(reader, shape, column), index=_index(reader, index_shape, index_data), name=name)
+    values = _column(reader, shape, column)
+    return pd.Series(values, index=_index(reader, index_shape, index_data), name=name, dtype=values.dtype)
 
 
 def pandas_index(reader: Reader, details: Details, data: Any) -> Any:
     return _index(reader, pair(details, 1)[0], data)
+
+
+def pandas_array(reader: Reader, details: Details, data: Any) -> Any:
+    import pandas as pd
+
+    values = _column(reader, pair(details, 1)[0], data)
+    return pd.array(values, dtype=values.dtype)
 
 
 def pandas_timestamp(reader: Reader, details: Details, data: Any) -> Any:
@@ -115,7 +126,7 @@ def _index(reader: Reader, shape: Any, data: Any) -> Any:
         raise Malformed("an index of unknown kind")
     levels = [_column(reader, *each) for each in zip(shapes, held, strict=True)]
     if shape[0] == "levels":
-        return pd.MultiIndex.from_arrays([pd.Index(level) for level in levels], names=names)
+        return pd.MultiIndex.from_arrays([pd.Index(level, dtype=level.dtype) for level in levels], names=names)
     level = levels[0]
     index: Any = pd.Index(level, name=names[0], dtype=getattr(level, "dtype", None))
     if shape[0] == "steps":
@@ -251,6 +262,13 @@ def arrow_chunks(reader: Reader, details: Details, data: Any) -> Any:
 
 def arrow_array(reader: Reader, details: Details, data: Any) -> Any:
     return arrow_chunks(reader, details, data).combine_chunks()
+
+
+def arrow_scalar(reader: Reader, details: Details, data: Any) -> Any:
+    items = arrow_chunks(reader, details, data)
+    if len(items) != 1:
+        raise Malformed("a single value that is several")
+    return items[0]
 
 
 def polars_frame(reader: Reader, details: Details, data: Any) -> Any:

@@ -54,6 +54,9 @@ class Record:
         except KeyError:
             raise AttributeError(name) from None
 
+    def __hash__(self) -> int:
+        return hash((self.type_name, *self.fields.items()))
+
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}={value!r}" for name, value in self.fields.items())
         return f"{self.type_name.rpartition('.')[2]}({fields})"
@@ -148,11 +151,14 @@ def whole(data: Any) -> int:
 
 
 def zone(data: Any) -> datetime.tzinfo | None:
-    """Read a time zone: None, seconds from UTC, or a key of the host's own database, which can lead nowhere else."""
+    """Read a time zone: None, seconds from UTC (and a name), or a key of the host's own database, which leads nowhere else."""
     if data is None:
         return None
     if type(data) in (int, float):
         return datetime.timezone(datetime.timedelta(seconds=data))
+    if type(data) is list:
+        seconds, name = pair(data)
+        return datetime.timezone(datetime.timedelta(seconds=seconds), text(name))
     if not _ZONE.fullmatch(text(data)):
         raise Malformed("a time zone that is none")
     return zoneinfo.ZoneInfo(data)
@@ -162,10 +168,15 @@ def _hex(data: Any) -> int:
     return int(text(data), 16)
 
 
+def _apart(items: list[Any]) -> list[Any]:
+    """Make each NaN one of its own, as different keys are: JSON gives the same one for all."""
+    return [float("nan") if type(item) is float and item != item else item for item in items]
+
+
 def _group(kind: Callable[[list[Any]], Any]) -> Callable[[Reader, Details, Any], Any]:
     def read(reader: Reader, details: Details, data: Any) -> Any:
         (shapes,) = details
-        found = kind(reader.items(shapes, data))
+        found = kind(_apart(reader.items(shapes, data)))
         if len(found) != len(data):
             raise Malformed("the same item twice")
         return found
@@ -177,7 +188,7 @@ def _mapping(kind: Callable[[Any], Any]) -> Callable[[Reader, Details, Any], Any
     def read(reader: Reader, details: Details, data: Any) -> Any:
         keys, values = pair(details)
         key_data, value_data = pair(data)
-        found_keys, found = reader.items(keys, key_data), reader.items(values, value_data)
+        found_keys, found = _apart(reader.items(keys, key_data)), reader.items(values, value_data)
         result = kind(dict(zip(found_keys, found, strict=True)))
         if len(result) != len(found):
             raise Malformed("the same key twice")
@@ -269,6 +280,7 @@ _READERS: dict[str, Callable[[Reader, Details, Any], Any]] = {
     "pandas.DataFrame": _table("pandas_frame"),
     "pandas.Series": _table("pandas_series"),
     "pandas.Index": _table("pandas_index"),
+    "pandas.array": _table("pandas_array"),
     "pandas.Timestamp": _table("pandas_timestamp"),
     "pandas.Timedelta": _table("pandas_timedelta"),
     "pandas.Period": _table("pandas_period"),
@@ -278,6 +290,7 @@ _READERS: dict[str, Callable[[Reader, Details, Any], Any]] = {
     "pyarrow.RecordBatch": _table("arrow_batch"),
     "pyarrow.ChunkedArray": _table("arrow_chunks"),
     "pyarrow.Array": _table("arrow_array"),
+    "pyarrow.Scalar": _table("arrow_scalar"),
     "polars.DataFrame": _table("polars_frame"),
     "polars.Series": _table("polars_series"),
 }

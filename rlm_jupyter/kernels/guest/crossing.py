@@ -29,6 +29,7 @@ _INT_BITS = 8192
 _PICTURE_CAP = 8 * 1024 * 1024
 _NO_PNG = ("CMYK", "YCbCr", "LAB", "HSV", "RGBX", "RGBa")
 """Modes of PIL's images that PNG does not know, such as that of a photograph for print."""
+_VIEWS = ("dict_keys", "dict_values", "dict_items")
 
 
 def encode(value: Any, packages: Collection[str] = PACKAGES) -> tuple[str, str, bytes]:
@@ -38,12 +39,7 @@ def encode(value: Any, packages: Collection[str] = PACKAGES) -> tuple[str, str, 
     as a generator, and what cannot even be told as text.
     """
     kind = type_name(value)
-    if isinstance(value, (Iterator, types.AsyncGeneratorType, asyncio.Future)) or kind.startswith("polars.lazyframe."):
-        raise TypeError(
-            f"the answer is a {kind}, which has no value yet; give what comes of it, as list(...) or .collect() does"
-        )
-    if isinstance(value, types.CoroutineType):
-        raise TypeError("the answer is a coroutine, which has no value yet; await it first")
+    _refuse(value, "is")
     if type(value) is str:
         return "text", kind, value.encode("utf-8", "surrogatepass")
     try:
@@ -56,6 +52,17 @@ def encode(value: Any, packages: Collection[str] = PACKAGES) -> tuple[str, str, 
     except (Inexact, ValueError, RecursionError):
         pass
     return "text", kind, _told(value).encode("utf-8", "surrogatepass")
+
+
+def _refuse(value: Any, how: str) -> None:
+    """Refuse what has no value yet: as text it would be a name and an address."""
+    kind = type_name(value)
+    if isinstance(value, (Iterator, types.AsyncGeneratorType, asyncio.Future)) or kind.startswith("polars.lazyframe."):
+        raise TypeError(
+            f"the answer {how} a {kind}, which has no value yet; give what comes of it, as list(...) or .collect() does"
+        )
+    if isinstance(value, types.CoroutineType):
+        raise TypeError(f"the answer {how} a coroutine, which has no value yet; await it first")
 
 
 def type_name(value: Any) -> str:
@@ -140,16 +147,19 @@ class _Encoder:
                 return PLAIN, dict(zip(value, data, strict=True))
             return ["dict", PLAIN, shapes], [list(value), data]
         name = kind.__name__
+        if name in _VIEWS and kind.__module__ == "builtins":
+            return self._container(list(value))
         if kind in (tuple, set, frozenset):
             shapes, data = self.items(value)
             return [name, shapes], data
         if kind.__module__ == "collections" and name == "deque":
             shapes, data = self.items(value)
             return [name, shapes], [value.maxlen, data]
-        if kind is dict or (kind.__module__ == "collections" and name in ("OrderedDict", "Counter", "defaultdict")):
+        special = kind.__module__ == "collections" and name in ("OrderedDict", "Counter", "defaultdict")
+        if kind is dict or special or (name == "PrettyDict" and _root(value) == "pandas"):
             keys, key_data = self.items(value.keys())
             shapes, data = self.items(value.values())
-            return ["dict" if name == "defaultdict" else name, keys, shapes], [key_data, data]
+            return [name if name in ("OrderedDict", "Counter") else "dict", keys, shapes], [key_data, data]
         return None
 
     def _scalar(self, value: Any) -> Encoded | None:
@@ -190,6 +200,7 @@ class _Encoder:
         elif isinstance(getattr(kind, "__attrs_attrs__", None), tuple):
             names = [field.name for field in kind.__attrs_attrs__]
         if names is None or not all(type(name) is str and hasattr(value, name) for name in names):
+            _refuse(value, "holds")
             return ["text", type_name(value)], _told(value).encode("utf-8", "backslashreplace").decode()
         shapes, data = self.items([getattr(value, name) for name in names])
         return ["record", type_name(value), names, shapes], data
@@ -213,7 +224,7 @@ def _picture(value: Any, root: str) -> bytes | None:
         out = io.BytesIO()
         try:
             (value.convert("RGB") if value.mode in _NO_PNG else value).save(out, "PNG")
-        except (OSError, ValueError):  # of numbers that are no colours, or without a pixel
+        except Exception:  # of numbers that are no colours, or without a pixel; what PIL raises then is its own affair
             return None
         data = out.getvalue()
     elif root == "matplotlib" and hasattr(value, "savefig"):

@@ -37,14 +37,17 @@ class Coder(Protocol):
 
 
 def zone(tz: Any) -> Any:
-    """Tell a time zone: None, seconds from UTC, or the key of a named zone."""
+    """Tell a time zone: None, seconds from UTC (with a name of its own), or the key of a named zone."""
     import datetime
 
     if tz is None:
         return None
-    if type(tz) is datetime.timezone and tz.tzname(None) == datetime.timezone(tz.utcoffset(None)).tzname(None):
+    if type(tz) is datetime.timezone:
+        seconds, name = tz.utcoffset(None).total_seconds(), tz.tzname(None)
+        return seconds if name == datetime.timezone(tz.utcoffset(None)).tzname(None) else [seconds, name]
+    if type(tz).__module__.startswith("dateutil.") and type(tz).__name__ in ("tzutc", "tzoffset"):
         return tz.utcoffset(None).total_seconds()
-    key = getattr(tz, "key", None)
+    key = getattr(tz, "key", None) or getattr(tz, "zone", None)  # of zoneinfo, of pytz
     if type(key) is str:
         return key
     raise Inexact("a time zone of its own")

@@ -64,6 +64,11 @@ def _pyarrow(coder: Coder, value: Any) -> Encoded | None:
     if isinstance(value, (pa.ChunkedArray, pa.Array)):
         kind = "ChunkedArray" if isinstance(value, pa.ChunkedArray) else "Array"
         return [f"pyarrow.{kind}"], _arrow(coder, pa.table({"": value}))
+    if isinstance(value, pa.Scalar):
+        try:
+            return ["pyarrow.Scalar"], _arrow(coder, pa.table({"": pa.array([value], value.type)}))
+        except pa.ArrowException as error:  # of a union, say
+            raise Inexact(str(error)) from None
     return None
 
 
@@ -116,6 +121,9 @@ def _pandas_part(coder: Coder, value: Any) -> Encoded | None:
     if isinstance(value, pd.Index):
         shape, data = _index(coder, value)
         return ["pandas.Index", shape], data
+    if isinstance(value, pd.api.extensions.ExtensionArray):  # what .unique() and .values give
+        shape, data = _column(coder, value, getattr(value.dtype, "numpy_dtype", value.dtype))
+        return ["pandas.array", shape], data
     return None
 
 
