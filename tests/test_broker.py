@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import http.client
 import json
 import random
@@ -12,6 +13,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from flask import Flask
@@ -20,6 +22,7 @@ from rlm_jupyter.kernels.guest import lines, wire
 from rlm_jupyter.kernels.guest.book import AGAIN, CONFLICT, GONE, TAKEN, WAITING_CAP, Book, Refused
 from rlm_jupyter.kernels.guest.broker import HANDED, Broker
 from rlm_jupyter.kernels.guest.desk import bound
+from rlm_jupyter.kernels.guest.doors import Channel
 from rlm_jupyter.kernels.guest.frames import Parser
 from rlm_jupyter.kernels.guest.lines import SESSION, TOKEN
 from tests.brokers import CAPS, LM, WAIT, BrokerProcess, Tunnel, asked, bridged, call_message, hang_up_after, head, threads
@@ -414,6 +417,36 @@ async def test_a_kept_connection_asks_again_and_again_and_its_end_is_noticed(bro
         await asyncio.wait_for(lm.stopped.wait(), WAIT)
     assert set(lm.asked.values()) == {1}
     assert broker.health()["waiting"] == 0
+
+
+class Slow(socket.socket):
+    """Its first bytes leave when `go` is set, and then no more do."""
+
+    def __init__(self, fileno: int) -> None:
+        super().__init__(fileno=fileno)
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        if self.begun.is_set():
+            raise BlockingIOError(errno.EAGAIN, "full")
+        self.begun.set()
+        assert self.go.wait(WAIT)
+        return super().send(data[:4], flags)
+
+
+def test_a_door_asks_for_what_is_left_and_not_for_what_another_thread_is_sending(apps: Broker) -> None:
+    ours, theirs = socket.socketpair()
+    slow = Slow(ours.detach())
+    channel = Channel(apps.public, slow, ("", 0), apps.public.adj, map={})
+    with ThreadPoolExecutor(1) as pool, theirs:
+        writing = pool.submit(channel.write_soon, b"12345678")
+        assert slow.begun.wait(WAIT)
+        assert (channel.total_outbufs_len, channel.writable()) == (8, False)
+        slow.go.set()
+        assert writing.result(WAIT) == 8
+        assert (channel.total_outbufs_len, channel.writable()) == (4, True)
+        assert theirs.recv(64) == b"1234"
+        channel.handle_close()
 
 
 def test_a_host_that_is_gone_keeps_nobody_waiting() -> None:

@@ -114,6 +114,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         self.known = False
         self.gone: Callable[[], None] = lambda: None
         self._held = 0
+        self._flushing = False
         self._parts: list[bytes] | None = None
         super().__init__(*args, **options)
         self.parser_class = lambda adj: _Request(self)
@@ -148,6 +149,20 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             return int(super().write_soon(data))
         self._parts.append(data)
         return len(data)
+
+    def _flush_some(self, do_close: bool = True) -> bool:
+        self._flushing = True
+        try:
+            return bool(super()._flush_some(do_close=do_close))
+        finally:
+            self._flushing = False
+
+    def writable(self) -> bool:
+        """Whether there are bytes to send that no thread is sending: the door's own would ask again and again, and take turns.
+
+        Who does not get rid of all of them wakes it.
+        """
+        return not self._flushing and bool(super().writable())
 
     def say_at_once(self, data: bytes) -> bool:
         """Send a piece of the answer if nothing is in its way; whether it was sent. It never waits, for a lock neither."""
