@@ -26,6 +26,7 @@ from rlm_jupyter.lm.client import Completion, Message, OpenAILM
 from rlm_jupyter.lm.completion import StreamedReply, WholeReply
 from rlm_jupyter.lm.connection import Connection
 from rlm_jupyter.lm.failures import Failure, ParameterRefused, Spent, Told, one_line, redact, retry_after
+from rlm_jupyter.lm.table import PROVIDERS
 from rlm_jupyter.testing import Reply, Request, ScriptedServer
 
 pytestmark = pytest.mark.anyio
@@ -58,6 +59,59 @@ async def failure(reply: Reply, kind: type[LMError], *, stream: bool = False, ke
     assert "\n" not in text
     assert 0 < len(text) <= 420
     return caught.value
+
+
+PICTURED: list[Message] = [
+    {
+        "role": "user",
+        "content": [
+            {"type": "text", "text": "a plot"},
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}},
+        ],
+    }
+]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "Invalid content type. image_url is only supported by certain models.",
+        "No endpoints found that support image input",
+        "m is not a multimodal model",
+        "messages[0].content must be a string",
+    ],
+)
+async def test_a_model_that_takes_no_pictures_is_sent_the_text_alone_from_then_on(told: str) -> None:
+    def reply(request: Request) -> Reply:
+        return Reply(status=400, error={"message": told}) if b"image_url" in request.raw else Reply("seen")
+
+    with ScriptedServer(reply) as server:
+        async with open_client(server.url) as lm:
+            with pytest.raises(ParameterRefused, match="takes no pictures: sent again without"):
+                await lm.complete(PICTURED, max_output_tokens=100, timeout=20)
+            for _ in range(2):
+                assert (await lm.complete(PICTURED, max_output_tokens=100, timeout=20)).text == "seen"
+    assert [request.prompt for request in server.requests[1:]] == ["a plot", "a plot"]
+
+
+async def test_a_failure_that_speaks_of_no_picture_is_not_taken_for_one() -> None:
+    with ScriptedServer([Reply(status=400, error={"message": "the prompt was flagged"})]) as server:
+        async with open_client(server.url) as lm:
+            with pytest.raises(LMRefused, match="flagged"):
+                await lm.complete(PICTURED, max_output_tokens=100, timeout=20)
+    assert len(server.requests) == 1
+
+
+async def test_ollama_gets_pictures_beside_the_text_as_its_own_form_has_them() -> None:
+    with ScriptedServer(["seen"], dialect="ollama") as server:
+        lm = OpenAILM("llava", server.url.removesuffix("/v1"), dialect=PROVIDERS["ollama"].dialect)
+        try:
+            await lm.complete([*HELLO, *PICTURED], max_output_tokens=100, timeout=20)
+        finally:
+            await lm.aclose()
+    plain, pictured = server.requests[0].body["messages"]
+    assert plain == HELLO[0]
+    assert pictured == {"role": "user", "content": "a plot", "images": ["iVBORw0KGgo="]}
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -100,6 +100,7 @@ class _Sent:
 
     cap_name: str
     ask_usage: bool
+    pictures: bool
 
 
 class OpenAILM:
@@ -137,6 +138,7 @@ class OpenAILM:
         self._cap_name = dialect.cap_name
         self._ask_usage = dialect.stream_usage and not dialect.native
         self._cap_switched = False
+        self._blind = False
         self._connection: Connection | None = None
         self._opening = anyio.Lock()
 
@@ -151,7 +153,8 @@ class OpenAILM:
         above = self.dialect.stream_above
         if on_text is None and above is not None and max_output_tokens > above:
             on_text = _unheard
-        sent = _Sent(self._cap_name, on_text is not None and self._ask_usage)
+        pictures = not self._blind and any(not isinstance(message["content"], str) for message in messages)
+        sent = _Sent(self._cap_name, on_text is not None and self._ask_usage, pictures)
         body = self._body(messages, max_output_tokens, sent, stream=on_text is not None)
         try:
             with anyio.CancelScope(deadline=anyio.current_time() + timeout):
@@ -177,6 +180,8 @@ class OpenAILM:
     def _body(self, messages: Sequence[Message], max_output_tokens: int, sent: _Sent, *, stream: bool) -> bytes:
         """Write the request. Lone surrogates, which no server accepts, become question marks."""
         cap = (sent.cap_name, max_output_tokens)
+        if not sent.pictures:
+            messages = [{"role": message["role"], "content": text_of(message)} for message in messages]
         body = self.dialect.body(self.model, messages, cap, self._sampling, stream=stream, ask_usage=sent.ask_usage)
         return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
@@ -206,6 +211,9 @@ class OpenAILM:
         if sent.ask_usage and (failure.names("stream_options") or failure.names("include_usage")):
             self._ask_usage = False
             return ParameterRefused(f"{self.where} takes no stream_options: sent again without")
+        if sent.pictures and failure.of_pictures:
+            self._blind = True
+            return ParameterRefused(f"{self.model} takes no pictures: sent again without")
         for name, value in self._sampling.items():
             if failure.names(name):
                 text = f"{self.model} does not take {name}={value!r}: leave it out or change it{failure.told}"

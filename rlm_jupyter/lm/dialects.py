@@ -89,8 +89,19 @@ def _ollama_body(model: str, messages: Sequence[Any], cap: int, sampling: Mappin
     """
     top = {name: value for name, value in sampling.items() if name in _OLLAMA_TOP}
     options = {"num_ctx": ollama_window()} | {name: value for name, value in sampling.items() if name not in _OLLAMA_TOP}
-    body = {"model": model, "messages": messages, "stream": stream, "truncate": False, "options": options}
+    told = [_ollama_message(message) for message in messages]
+    body = {"model": model, "messages": told, "stream": stream, "truncate": False, "options": options}
     return top | body | {"options": options | {"num_predict": cap}}
+
+
+def _ollama_message(message: Any) -> Any:
+    """Give a message with its pictures beside the text, as base64 without what a URL says of them."""
+    content = message["content"]
+    if isinstance(content, str):
+        return message
+    texts = [part["text"] for part in content if part["type"] == "text"]
+    images = [part["image_url"]["url"].partition(",")[2] for part in content if part["type"] == "image_url"]
+    return {**message, "content": "\n".join(texts), "images": images}
 
 
 def from_ollama(data: dict[str, Any]) -> dict[str, Any]:

@@ -38,6 +38,7 @@ _NO_MODEL = re.compile(
     r"|model\b.{0,120}(?:does not exist|not found|not available)",
     re.I,
 )
+_NO_PICTURES = re.compile(r"\bimages?\b|image_url|multi-?modal|\bvision\b|content.{0,40}must be a string", re.I)
 _UNSUPPORTED = re.compile(
     r"unsupported|not supported|unknown|unrecogni[sz]ed|unexpected|extra (?:inputs?|fields?)|not (?:permitted|allowed)|instead",
     re.I,
@@ -163,6 +164,11 @@ class Failure(Exception):
         self.message = message
         self.code, self.kind, self.param = (word(error.get(name)) for name in ("code", "type", "param"))
         self.kind = self.kind or word(error.get("status"))
+
+    @property
+    def of_pictures(self) -> bool:
+        """Whether a model that takes text only may have said this of a message with pictures."""
+        return self.status in (400, 404, 415, 422, 500, 501) and _NO_PICTURES.search(self.message) is not None
 
     @property
     def told(self) -> str:
