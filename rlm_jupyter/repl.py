@@ -23,7 +23,7 @@ from rlm_jupyter.kernels.finals import Final
 from rlm_jupyter.kernels.kernel import Kernel
 from rlm_jupyter.kernels.messages import OnCall
 from rlm_jupyter.pictures import Picture
-from rlm_jupyter.settings import FILES_CAP, FILES_COUNT_CAP
+from rlm_jupyter.settings import FILES_CAP, FILES_COUNT_CAP, MIB, many
 from rlm_jupyter.values import Value, decode
 
 FILES_WITHIN = 30.0
@@ -176,14 +176,20 @@ class Repl:
         code = f"__import__('sys').modules['_rlm_repl'].repl.give_files({FILES_CAP}, {FILES_COUNT_CAP})"
         found: Any = None
         reason = ""
+        printed: list[str] = []
         try:
             with anyio.move_on_after(FILES_WITHIN):
-                result = await self._kernel.execute(code, lambda output: None)
+                result = await self._kernel.execute(code, lambda output: printed.append(output.text[:20]))
                 found = decode(await self.value(result.final)) if result.final is not None else None
         except RLMError as error:
             reason = f": {error}"
         if found is None:
             self._emit(events.Notice(text=f"the files that the code wrote could not be had{reason}"))
+        if (told := "".join(printed[:4]).strip()).isdecimal() and len(told) < 10:
+            caps = f"{FILES_COUNT_CAP:,} files and {FILES_CAP // MIB} MiB"
+            self._emit(
+                events.Notice(text=f"left out of what the code wrote: {many(int(told), 'file')}; at most {caps} are kept")
+            )
         return files.clean(found)
 
 

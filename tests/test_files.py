@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from rlm_jupyter import RLM
 from rlm_jupyter.errors import SettingsError
+from rlm_jupyter.events import Notice
 from rlm_jupyter.files import clean, safe_name, save
 from rlm_jupyter.settings import FILES_CAP, FILES_COUNT_CAP
 from rlm_jupyter.testing import ScriptedServer
@@ -100,6 +101,18 @@ def test_a_run_gives_the_files_of_its_folder(server: ScriptedServer, tmp_path: P
         result = rlm.completion("text", "question?")
     assert dict(result.files) == {"table.csv": b"a,b\n1,2\n", "plots/one.txt": b"\x00one"}
     assert result.save_files(tmp_path / "new")[0].read_text() == "a,b\n1,2\n"
+
+
+def test_files_beyond_the_cap_are_told(tmp_path: Path) -> None:
+    code = "for n in range(1_002):\n    open(f'{n}.txt', 'w').close()\nopen('.hidden', 'w').close()\nFINAL_VAR(1)"
+    with (
+        ScriptedServer([f"```repl\n{code}\n```"]) as server,
+        RLM(backend_kwargs={"model_name": "scripted", "base_url": server.url}) as rlm,
+    ):
+        result = rlm.completion("text", "question?")
+    assert len(result.files) == 1_000
+    told = [event.text for event in result.trace.events if isinstance(event, Notice) and "left out" in event.text]
+    assert told == ["left out of what the code wrote: 2 files; at most 1,000 files and 256 MiB are kept"]
 
 
 def test_the_magic_saves_files_where_it_is_told(server: ScriptedServer, tmp_path: Path) -> None:

@@ -82,8 +82,14 @@ class Answer(Helper):
             raise RuntimeError(answer["refused"])
 
     def give_files(self, total: int, count: int) -> None:
-        """Hand over the files of the kernel's own folder; the host asks for it, in a cell of its own, at the end."""
-        self.FINAL_VAR(workfiles.written(self._folder, total, count))
+        """Hand over the files of the kernel's own folder; the host asks for it, in a cell of its own, at the end.
+
+        How many were left out is printed.
+        """
+        found, left_out = workfiles.written(self._folder, total, count)
+        self.FINAL_VAR(found)
+        if left_out:
+            print(left_out)
 
 
 def _for_parent(value: Any) -> tuple[str, str, list[Any]]:

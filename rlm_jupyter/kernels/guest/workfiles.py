@@ -8,9 +8,10 @@ import stat
 _DEEPEST = 8
 
 
-def written(folder: str, total: int, count: int) -> dict[str, bytes]:
-    """Give the files of a folder by relative path, as long as they fit `total` bytes and are `count` at most."""
+def written(folder: str, total: int, count: int) -> tuple[dict[str, bytes], int]:
+    """Give the files of a folder by relative path, and how many were left out beyond `total` bytes and `count` files."""
     found: dict[str, bytes] = {}
+    left_out = 0
     for place, folders, names in os.walk(folder, followlinks=False):
         deep = os.path.relpath(place, folder).count(os.sep) >= _DEEPEST - 1
         folders[:] = [] if deep else sorted(name for name in folders if not name.startswith((".", "__pycache__")))
@@ -22,9 +23,12 @@ def written(folder: str, total: int, count: int) -> dict[str, bytes]:
                 continue
             with open(fd, "rb") as file:
                 size = os.fstat(fd).st_size
-                if name.startswith(".") or not stat.S_ISREG(os.fstat(fd).st_mode) or size > total or len(found) >= count:
+                if name.startswith(".") or not stat.S_ISREG(os.fstat(fd).st_mode):
+                    continue
+                if size > total or len(found) >= count:
+                    left_out += 1
                     continue
                 data = file.read(size)
             found[os.path.relpath(path, folder)] = data
             total -= len(data)
-    return found
+    return found, left_out
