@@ -250,9 +250,10 @@ class Node:
             if last or self.parent is not None
             else TOKEN_BYTES * self._settings.max_output_tokens + prompts.OUTPUT_FOR_LM + WORDS_BYTES
         )
-        reply = await self._handler.ask(
-            self._conversation.messages, iteration, growth=growth, last=last and self.parent is None
+        asking = functools.partial(
+            self._handler.ask, self._conversation.messages, iteration, growth=growth, last=last and self.parent is None
         )
+        reply = await (asking() if last else self.repl.unless_lost(asking))
         self._conversation.answered(reply.text)
         return replies.read(reply.text, truncated=reply.finish_reason == "length")
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import anyio
 
@@ -25,6 +25,8 @@ from rlm_jupyter.kernels.messages import OnCall
 from rlm_jupyter.pictures import Picture
 from rlm_jupyter.settings import FILES_CAP, FILES_COUNT_CAP, MIB, many
 from rlm_jupyter.values import Value, decode
+
+T = TypeVar("T")
 
 FILES_WITHIN = 30.0
 """Seconds for fetching the files that the code wrote."""
@@ -102,6 +104,26 @@ class Repl:
         """End the kernel."""
         if self._opened is not None:
             await self._opened.close()
+
+    async def unless_lost(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do something while no cell runs, as long as there is a kernel: the loss is told at once, and `work` is given up."""
+        result: list[T] = []
+        failed: list[Exception] = []
+
+        async def watch() -> None:
+            failed.append(await self._kernel.gone())
+            group.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(watch)
+            try:
+                result.append(await work())
+            except Exception as error:  # raised inside, it would leave the task group as an ExceptionGroup
+                failed.append(error)
+            group.cancel_scope.cancel()
+        if failed:
+            raise failed[0]
+        return result[0]
 
     async def set_up(self, code: str) -> None:
         """Run set-up code before anything is spent; a KernelDied or ValueError tells why it did not go well."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import re
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -16,6 +18,7 @@ import pytest
 
 from rlm_jupyter import RLM, LimitReached, LMError, RLMError, RunSettings, RunStopped, SettingsError
 from rlm_jupyter.engine import Engine
+from rlm_jupyter.errors import KernelDied
 from rlm_jupyter.events import CallEnded, CallStarted
 from rlm_jupyter.run import Run
 from rlm_jupyter.testing import Reply, Request, ScriptedServer
@@ -353,6 +356,25 @@ def test_setup_code_runs_first_and_its_failure_costs_nothing(engine: Engine) -> 
                 rlm.completion("c", root_prompt="q")
             assert str(failed.value) == f"the set-up code failed, so nothing was asked: {told}"
             assert server.requests == []
+
+
+def test_p11_a_kernel_that_dies_while_the_lm_writes_is_told_at_once(engine: Engine) -> None:
+    def root(request: Request) -> str | Reply:
+        found = re.findall(r"pid (\d+)", request.messages[-1]["content"])
+        if not found:
+            return code("import os; print('pid', os.getpid())")
+        os.kill(int(found[-1]), signal.SIGKILL)
+        return Reply(answer(), hold=True)  # nobody ever lets it go
+
+    with (
+        scripted(root, engine=engine) as (rlm, server),
+        pytest.raises(KernelDied, match=r"SIGKILL .* between two cells") as lost,
+    ):
+        rlm.completion("c", root_prompt="q")
+    assert len(server.requests) == 2
+    assert lost.value.result is not None
+    first, second = lost.value.result.trace.iterations
+    assert ([cell.status for cell in first.cells], second.cells) == (["ok"], [])
 
 
 def test_a_dead_kernel_fails_the_run_and_says_what_was_lost(engine: Engine) -> None:

@@ -182,6 +182,13 @@ class Kernel:
                 )
         return self.alive
 
+    async def gone(self) -> Exception:
+        """Wait until the kernel can be used no more, whatever it does or does not do meanwhile, and give why."""
+        await self._orders.over.wait()
+        ended = self._orders.ended
+        assert ended is not None
+        return type(ended)(*ended.args)
+
     async def value(self, final: Final) -> Value:
         """Fetch an answer; bytes that travelled are checked against the digest that came with it."""
         return await self._finals.fetch(final)

@@ -26,10 +26,11 @@ _ENDS: dict[type[wire.Message], tuple[type[wire.Message], ...]] = {
 
 
 class Orders:
-    """The orders of one kernel. `ended`: why it takes no more."""
+    """The orders of one kernel. `ended`: why it takes no more; `over` is set then."""
 
     def __init__(self, environment: Environment) -> None:
         self.ended: Exception | None = None
+        self.over = asyncio.Event()
         self._environment = environment
         self._waits: dict[asyncio.Future[wire.Message], tuple[type[wire.Message], ...]] = {}
 
@@ -67,6 +68,7 @@ class Orders:
         """End all that is waited for. That the kernel is closed is told also of one that is lost."""
         if self.ended is None:
             self.ended = error
+        self.over.set()
         for wait, expected in self._waits.items():
             if not wait.done() and not (wire.Closed in expected and self._environment.alive):
                 wait.set_exception(error)
