@@ -21,17 +21,19 @@ USAGE = "%rlm sandboxes takes --end ID, --end all and --app-name NAME"
 def sandboxes(words: Sequence[str], app_name: str, runs: Sequence[Run]) -> str:
     """Do what the words of the command say and give what to print.
 
-    `app_name`: the default's; looked at are it, the apps of the session's runs, and what `--app-name` names.
+    `app_name`: the default's; looked at are it, the apps of the session's runs and of what this process uses, or what
+    `--app-name` names.
     """
+    from rlm_jupyter.kernels.modal import apps_in_use
     from rlm_jupyter.kernels.modal_place import ModalPlace
     from rlm_jupyter.kernels.modal_sandboxes import end, find
 
     asked = _options(words)
     at_modal = [run for run in runs if run.settings.environment == "modal"]
     usual = ModalPlace().app_name
-    known = (app_name or usual, *(run.settings.app_name or usual for run in at_modal))
+    known = (app_name or usual, *(run.settings.app_name or usual for run in at_modal), *apps_in_use())
     apps = [asked["--app-name"]] if "--app-name" in asked else list(dict.fromkeys(known))
-    found = find(apps, any(run.status == "running" for run in at_modal))
+    found = find(apps)
     if "--end" not in asked:
         return _told(found, apps)
     chosen = _chosen(found, asked["--end"], apps)
@@ -43,7 +45,7 @@ def sandboxes(words: Sequence[str], app_name: str, runs: Sequence[Run]) -> str:
 
 def _options(words: Sequence[str]) -> dict[str, str]:
     options: dict[str, str] = {}
-    pairs = iter(words)
+    pairs = iter([part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])])
     for name in pairs:
         value = next(pairs, None)
         if name not in ("--end", "--app-name") or not value or value.startswith("-") or name in options:

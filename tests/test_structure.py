@@ -96,7 +96,7 @@ MAY_IMPORT = {
     "completion": {"errors", "kernels.client", "kernels.modal_place", "lm.prices", "lm.table", "run", "settings", "steering"},
     "trials": GROUND | {"kernels"},
     "doctor": GROUND | {"lm", "redaction", "trace_file", "trials"},
-    "sandboxes": GROUND | {"kernels.modal_place", "kernels.modal_sandboxes", "run", "widgets.words"},
+    "sandboxes": GROUND | {"kernels.modal", "kernels.modal_place", "kernels.modal_sandboxes", "run", "widgets.words"},
     "background": {"feed", "run", "trace", "widgets"},
     "steering": GROUND | {"background", "doctor", "run", "sandboxes", "trace", "trace_file", "widgets"},
     "panels": GROUND | {"completion", "lm.table", "run", "widgets"},

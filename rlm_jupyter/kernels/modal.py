@@ -106,6 +106,19 @@ async def open_modal(place: ModalPlace, *, how: str = "spare", told: Told = lamb
     return environment
 
 
+_OURS: set[SandboxPlace] = set()
+
+
+def in_use(sandbox: str) -> bool:
+    """Whether this process uses a sandbox, in whichever notebook cell, thread or `RLM`; for any thread to ask."""
+    return any(place.uses(sandbox) for place in tuple(_OURS))
+
+
+def apps_in_use() -> list[str]:
+    """Give the apps of the sandboxes that this process uses."""
+    return [place.app for place in tuple(_OURS)]
+
+
 class SandboxPlace:
     """One sandbox, its supervisor's stream, and the watch over both."""
 
@@ -113,7 +126,7 @@ class SandboxPlace:
     lends = False
 
     def __init__(self, place: ModalPlace, told: Told) -> None:
-        self.isolation = place.isolation
+        self.isolation, self.app = place.isolation, place.app_name
         self.code: int | None = None
         self._place, self._told = place, told
         self._reconnect, self._lease = place.reconnect, place.reconnect * LEASE
@@ -134,6 +147,7 @@ class SandboxPlace:
 
     async def create(self) -> None:
         """Ask Modal for the sandbox; from here on `end` must be called."""
+        _OURS.add(self)
         modal = await anyio.to_thread.run_sync(load, abandon_on_cancel=True)
         app = await modal.App.lookup.aio(self._place.app_name, create_if_missing=True)
         image = self._place.layered()
@@ -295,6 +309,9 @@ class SandboxPlace:
             return SettingsError(f"Modal does not accept this machine's token: type modal setup ({line})")
         if isinstance(error, known.AlreadyExistsError):
             return SettingsError(f"name={self._place.name!r}: a running sandbox has this name; choose another, or end that one")
+        image = self._place.image
+        if isinstance(image, str) and image.isidentifier() and (image in line or isinstance(error, known.RemoteError)):
+            line += f" (is {image!r} meant as a variable? None with a modal.Image has this name)"
         if isinstance(error, (known.NotFoundError, known.InvalidError, known.PermissionDeniedError)):
             return SettingsError(f"Modal refuses this sandbox: {line}")
         if isinstance(error, known.RemoteError):
@@ -362,7 +379,17 @@ class SandboxPlace:
             except Exception:
                 await asyncio.sleep(AGAIN_SECONDS)
 
+    def uses(self, sandbox: str) -> bool:
+        """Whether it is this sandbox, or may be, since Modal has not told yet which one it is."""
+        return self._sandbox is None or self._sandbox.object_id == sandbox
+
     async def end(self) -> None:
+        try:
+            await self._end()
+        finally:
+            _OURS.discard(self)
+
+    async def _end(self) -> None:
         if self._bridging is not None:
             self._bridging.cancel()
         with anyio.move_on_after(END_SECONDS):

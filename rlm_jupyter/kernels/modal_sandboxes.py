@@ -6,6 +6,7 @@ left over. It looks in the apps that it is given, since Modal lists sandboxes by
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlm_jupyter.errors import SettingsError
+from rlm_jupyter.kernels.modal import in_use
 from rlm_jupyter.kernels.modal_launch import explained, say_hello, token_from, within
 from rlm_jupyter.kernels.modal_place import BEGUN, HOST, PROCESS, ModalPlace, load, tags
 
@@ -35,8 +37,8 @@ class Found:
     age: float | None
 
 
-def find(apps: Sequence[str], mine: bool) -> list[Found]:
-    """Give the sandboxes of this user in some apps, the oldest first. `mine`: whether this very process uses its own.
+def find(apps: Sequence[str]) -> list[Found]:
+    """Give the sandboxes of this user in some apps, the oldest first.
 
     Raises
     ------
@@ -49,7 +51,7 @@ def find(apps: Sequence[str], mine: bool) -> list[Found]:
     say_hello()
 
     def look() -> list[Found]:
-        return [_read(sandbox, app, mine) for app in apps for sandbox in _listed(app)]
+        return [found for app in apps for sandbox in _listed(app) if (found := _read(sandbox, app))]
 
     return sorted(_asked(LIST_SECONDS, look), key=lambda found: -(found.age or 0.0))
 
@@ -59,8 +61,13 @@ def end(ids: Sequence[str]) -> None:
     modal = load()
 
     def terminate() -> None:
-        for sandbox in ids:
-            modal.Sandbox.from_id(sandbox).terminate(wait=True)
+        ending = []
+        for sandbox in map(modal.Sandbox.from_id, ids):
+            with contextlib.suppress(modal.exception.NotFoundError):  # it has ended since it was listed
+                sandbox.terminate()
+                ending.append(sandbox)
+        for sandbox in ending:
+            sandbox.wait(raise_on_termination=False)
 
     _asked(END_SECONDS, terminate)
 
@@ -86,21 +93,24 @@ def _listed(name: str) -> Iterator[modal.Sandbox]:
     yield from listed(app_id=app.app_id, tags=wanted)
 
 
-def _read(sandbox: modal.Sandbox, app: str, mine: bool) -> Found:
-    told = sandbox.get_tags()
+def _read(sandbox: modal.Sandbox, app: str) -> Found | None:
+    try:
+        told = sandbox.get_tags()
+    except load().exception.NotFoundError:  # it has ended since it was listed
+        return None
     begun, process, host = (str(told.get(tag, "")) for tag in (BEGUN, PROCESS, HOST))
     age = max(0.0, time.time() - int(begun)) if begun.isdecimal() and len(begun) < 12 else None
-    return Found(sandbox.object_id, app, _user_of(process, host, mine), age)
+    return Found(sandbox.object_id, app, _user_of(sandbox.object_id, process, host), age)
 
 
-def _user_of(process: str, host: str, mine: bool) -> str:
+def _user_of(sandbox: str, process: str, host: str) -> str:
     """Name who uses a sandbox: a process of this machine that still runs, or one of a machine that nobody here can ask."""
     if host != tags()[HOST]:
         return f"process {process[:12]} on {host[:64] or 'another machine'}, if that still runs"
     if not process.isdecimal() or len(process) > 10:
         return ""
     if int(process) == os.getpid():
-        return "this notebook" if mine else ""
+        return "this notebook" if in_use(sandbox) else ""
     try:
         os.kill(int(process), 0)
     except ProcessLookupError:
