@@ -199,13 +199,19 @@ async def test_what_is_wished_for_is_asked_for(local_modal: LocalModal) -> None:
         await environment.close()
 
 
-async def test_an_image_that_ends_with_local_files_is_taken_as_it_is(local_modal: LocalModal, tmp_path: Path) -> None:
+async def test_an_image_that_ends_with_local_files_is_taken_as_it_is(
+    local_modal: LocalModal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "given.txt").write_text("given")
+    (tmp_path / "a_module_of_mine.py").write_text("word = 'mine'")
+    monkeypatch.syspath_prepend(tmp_path)
     image = modal_image().add_local_file(tmp_path / "given.txt", "/root/data/given.txt")
+    image = image.add_local_python_source("a_module_of_mine")
     environment = await open_modal(ModalPlace(image=image))
     try:
         session = await Session(environment).start()
         assert await session.out("print(open('/root/data/given.txt').read())") == "given"
+        assert await session.out("import a_module_of_mine; print(a_module_of_mine.word)") == "mine"
     finally:
         await environment.close()
 

@@ -134,7 +134,7 @@ def _tidy(order: dict[str, Any], fds: list[int], parent: int) -> None:
     """Make the forked child as fresh as a new process."""
     if order["user"] is not None:
         users.become(order["user"])
-        sys.path.append(order["packages"])
+        sys.path += [order["packages"], users.SOURCES]
     processes.die_with_parent(parent)  # which a change of user would undo
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -19,6 +19,8 @@ from . import processes
 
 FIRST, COUNT = 61_000, 4_000
 """Numbers that no distribution gives to anybody."""
+SOURCES = "/root"
+"""Where Modal puts what `Image.add_local_python_source` adds: importable there in a function of its, and so in a kernel."""
 
 
 def may_choose() -> bool:
