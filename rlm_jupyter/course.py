@@ -149,7 +149,8 @@ class Course:
             try:
                 await node.repl.set_up(self._settings.setup_code)
             except ValueError as failure:
-                advice = self._task.place.advice(str(failure))
+                # What a command could not reach is in its output, its error says only that it failed.
+                advice = self._task.place.advice(f"{failure}\n{self._set_up_output()}")
                 told = f"the set-up code failed, so nothing was asked: {failure}" + (f"\n{advice}" if advice else "")
                 raise KernelStartError(told) from None
             if advice := self._task.place.advice(self._set_up_output()):

@@ -10,7 +10,7 @@ import argparse
 import difflib
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from IPython.core.error import UsageError
@@ -22,6 +22,8 @@ VIEWS = ("auto", "live", "html", "text", "none")
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
+IN_PYTHON = ("secrets", "volumes", "region", "idle_timeout")
+"""What only `RLM(environment_kwargs={...})` takes, since it is written as objects of Modal's, or seldom."""
 NO_CAP = object()
 """What `none` is read as: that an option was not given is told apart from it."""
 
@@ -163,6 +165,17 @@ def with_options(method: Method) -> Method:
     return method
 
 
+def _instead(name: str, known: Sequence[str]) -> str:
+    """Give what to type where there is no such option."""
+    argument = next((one for one in IN_PYTHON if name.strip("-").replace("-", "_").rstrip("s") == one.rstrip("s")), "")
+    if argument:
+        return f'Python has it: RLM(..., environment="modal", environment_kwargs={{"{argument}": ...}})'
+    if name == "--block-network":
+        return "there is none unless --network opens one; with --bridge exec there is no tunnel, either"
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else "%%rlm? lists them"
+
+
 def parse(parser: MagicArgumentParser, line: str) -> argparse.Namespace:
     """Read the magic's line as a shell would, so that quotes are not part of a value; full names of options only."""
     parser.allow_abbrev = False
@@ -177,8 +190,7 @@ def parse(parser: MagicArgumentParser, line: str) -> argparse.Namespace:
         if name in ("-h", "--help"):
             raise UsageError("%%rlm? in a cell of its own lists every option with its help")
         if name.startswith("-") and name not in known and not re.fullmatch(r"-[\d.]+(e-?\d+)?", name):
-            close = difflib.get_close_matches(name, known, n=1)
-            raise UsageError(f"%%rlm has no option {name}; {f'did you mean {close[0]}?' if close else '%%rlm? lists them'}")
+            raise UsageError(f"%%rlm has no option {name}; {_instead(name, known)}")
     given = [parser._option_string_actions.get(word.partition("=")[0]) for word in words]
     for action in given:
         if action is not None and action.dest != "context" and given.count(action) > 1:

@@ -93,8 +93,13 @@ class Reader:
         return f"<{name}>", {f"<{name}>": value}
 
     def _setup_code(self, code: str | None) -> str | None:
-        value = self._shell.user_ns.get(code) if code and code.isidentifier() else None
-        return value if isinstance(value, str) else code
+        """Give the code itself, or what is in the variable of that name; a name alone would do nothing as code."""
+        if not code or not code.isidentifier():
+            return code
+        value = self._variable(code, f"--setup-code {code}")
+        if not isinstance(value, str):
+            raise UsageError(f"--setup-code {code}: the variable {code} is a {type(value).__name__}, not Python as a text")
+        return value
 
     def task(
         self, options: argparse.Namespace, cell: str, progress: Callable[[int], None] | None = None
@@ -125,7 +130,7 @@ class Reader:
         own = [known for known in space if not known.startswith("_") and known not in self._shell.user_ns_hidden]
         close = difflib.get_close_matches(name, own, n=1)
         hint = f"did you mean {close[0]}?" if close else "assign it in a cell above"
-        if not close and os.path.exists(name) and told.startswith("--"):
+        if not close and os.path.exists(name) and told.startswith("--context"):
             hint = f"for the file or folder of that name type --context ./{name}"
         raise UsageError(f"{told}: no variable is named {name}; {hint}")
 

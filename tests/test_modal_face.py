@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import modal
@@ -19,11 +21,11 @@ import pytest
 from IPython.core.error import UsageError
 
 from rlm_jupyter import RLM, KernelError, SettingsError, events, modal_image
-from rlm_jupyter.errors import RLMError
-from rlm_jupyter.kernels import modal_launch
+from rlm_jupyter.errors import KernelDied, RLMError
+from rlm_jupyter.kernels import launch, modal_launch
 from rlm_jupyter.kernels.modal_place import tags
 from rlm_jupyter.settings import RunSettings
-from rlm_jupyter.testing import Story
+from rlm_jupyter.testing import Reply, Request, Story
 from rlm_jupyter.trace import Trace
 from rlm_jupyter.trials import NOTE, OK, PROBLEM, TRIES
 from rlm_jupyter.widgets import html, text, words
@@ -156,6 +158,12 @@ def test_set_up_code_that_needs_a_network_says_which_option_gives_one(plane: Loc
     assert lines[1:] == [
         "the sandbox has no network: --network pypi.org,files.pythonhosted.org opens it to those, --network open to all"
     ]
+    place["environment_kwargs"] = {"setup_code": f"{shouts}\nraise RuntimeError('pip ended with 1')"}
+    with (
+        scripted([answer()], **place) as (rlm, server),
+        pytest.raises(KernelError, match=r"pip ended with 1\nthe sandbox has no"),
+    ):
+        rlm.completion("c", "q")
     place["environment_kwargs"] = {"setup_code": shouts, "network": ["example.com"]}
     with scripted([answer()], **place) as (rlm, server):
         result = rlm.completion("c", "q")
@@ -170,14 +178,32 @@ BAD = [
     ("--env docker --reconnect 20", "--reconnect is for --env modal; this run is --env docker: leave it out"),
     ("--env modal --sandbox-timeout 0", "--sandbox-timeout must be a whole number of seconds"),
     ("--env modal --network closd", "--network='closd' is neither 'closed' nor 'open' nor a list of domains"),
+    (
+        "--env modal --network Closed",
+        "--network='Closed' is neither 'closed' nor 'open' nor a list of domains; did you mean closed?",
+    ),
     ("--env modal --network https://pypi.org/", "--network: 'https://pypi.org/' is no domain"),
+    ("--env modal --network 10.0.0.7,pypi.org", "--network: '10.0.0.7' is no domain"),
     ("--env modal --bridge exce", "--bridge='exce' is not known; did you mean exec?"),
     ("--env modal --app-name 'my app'", "--app-name='my app': type letters, digits"),
-    ("--env modal --memory 3", "--memory must be a size, such as 4g or 512m"),
     ("--env modal --memory lots", "--memory must be a size, such as 4g or 512m"),
+    ("--env modal --memory 1", "--memory 1: too little; type MiB, such as 4096, or a size, such as 4g"),
     ("--env modal --cpu -1", "--cpu=-1.0: type cores"),
+    ("--env modal --cpu 1e9", "--cpu=1000000000.0: no machine has so much; type cores"),
     ("--env modal --image number", "--image number: the variable number is a int, not a modal.Image"),
-    ("--env modal --image 'no such'", "--image 'no such': not an image's name; type one such as python:3.11-slim"),
+    (
+        "--env modal --image 'modal.Image.debian_slim()'",
+        "--image 'modal.Image.debian_slim()': not an image's name; type one such as python:3.11-slim, or a variable",
+    ),
+    ("--env modal --setup-code nosuch", "--setup-code nosuch: no variable is named nosuch"),
+    ("--env modal --setup-code number", "--setup-code number: the variable number is a int, not Python as a text"),
+    ("--env modal --setup-code 'x = 1; def f(:'", "--setup-code: this is no Python in line 1: invalid syntax"),
+    (
+        "--env modal --secret key",
+        '%%rlm has no option --secret; Python has it: RLM(..., environment="modal", environment_kwargs={"secr',
+    ),
+    ("--env modal --idle-timeout 9", "%%rlm has no option --idle-timeout; Python has it: RLM("),
+    ("--env modal --block-network", "%%rlm has no option --block-network; there is none unless --network opens one"),
     ("--env modal --cpus 2", "--cpus is for --env docker; with --env modal type --cpu"),
     ("--env modal --gpus all", "--gpus is for --env docker; with --env modal type --gpu"),
     ("--env modal --docker-network x", "--docker-network is for --env docker; with --env modal type --network"),
@@ -214,6 +240,8 @@ def test_p24_what_cannot_be_typed_is_one_line_and_asks_modal_for_nothing(shell: 
         ({"gpu": "A100:0"}, "gpu='A100:0': type a name of Modal's such as \"T4\""),
         ({"cpu": (2, 1)}, "cpu=(2, 1): the request, 2, is above the limit, 1"),
         ({"cpu": float("inf")}, "cpu=inf: type cores"),
+        ({"memory": (4096, 2**40)}, "memory=(4096, 1099511627776): no machine has so much; type MiB"),
+        ({"setup_code": "k = 1\nk = 'a\0b'"}, "--setup-code: this is no Python: source code string cannot contain null bytes"),
         ({"region": 5}, 'region=5: type one of Modal\'s such as "us-east", or a list of them'),
         ({"volumes": {"/tmp/": "data"}}, "volumes: nothing can be mounted at /tmp/; choose another path"),
         ({"secrets": [""]}, "secrets: give a list of modal.Secret objects or of their names"),
@@ -270,7 +298,18 @@ tried(MODAL_TOKEN_ID="ak-other", MODAL_TOKEN_SECRET="as-secret")
 """
 
 
-def test_p24_without_package_token_or_way_to_modal_nothing_is_made(plane: LocalModal) -> None:
+BROKEN = """
+from rlm_jupyter import RLM, SettingsError
+from rlm_jupyter.trials import TRIES
+try:
+    RLM("demo", environment="modal")
+except SettingsError as error:
+    print(error)
+print(TRIES["modal"]({"env": "modal"}).advice)
+"""
+
+
+def test_p24_without_package_token_or_way_to_modal_nothing_is_made(plane: LocalModal, tmp_path: Path) -> None:
     before = count(plane)
     gone = plane.environment["MODAL_SERVER_URL"].rpartition(":")[0] + ":9"
     unreachable = CHECKS.rpartition("tried(MODAL_TOKEN_ID")[0].rpartition("tried(MODAL_TOKEN_ID")[0] + "tried()"
@@ -282,6 +321,15 @@ def test_p24_without_package_token_or_way_to_modal_nothing_is_made(plane: LocalM
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         lines += done.stdout.splitlines()
+    broken = tmp_path / "modal.toml"
+    broken.write_text("[default\ntoken_id =", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", BROKEN], capture_output=True, text=True, timeout=60,
+        env={**os.environ, **plane.environment, "MODAL_CONFIG_PATH": str(broken)},
+    )  # fmt: skip
+    told = f"the package modal cannot be loaded: Error when reading the modal configuration from `{broken}`. Key group not on"
+    ours = [line for line in done.stdout.splitlines() if not re.match("#|$", line)]  # Modal prints a banner of its own
+    assert [line[: len(told)] for line in ours] == [told, told], done.stderr
     expected = [
         "the package modal is not installed: type pip install 'rlm_jupyter[modal]', then modal setup",
         "there is no token of Modal on this machine: type modal setup in a terminal, which makes one",
@@ -373,7 +421,8 @@ def test_sandboxes_that_were_left_over_are_listed_and_ended_and_no_others(
     assert shell.run("%rlm sandboxes --app-name another --end all").output == f"ended: {elsewhere}\n"
     for sandbox in (theirs, in_use, far):
         sandbox.terminate(wait=True)
-    for wrong in ("--all", "--end", "--end --app-name x", "all", "--end all --end all", "--end ''"):
+    assert shell.run("%rlm sandboxes --app-name=another --end=all").output.startswith("nothing was left over")
+    for wrong in ("--all", "--end", "--end=", "--end --app-name x", "all", "--end all --end all", "--end ''"):
         assert "takes --end ID, --end all and --app-name NAME" in str(shell.run(f"%rlm sandboxes {wrong}").error)
     assert str(shell.run("%rlm sandboxes --app-name 'my app'").error).startswith("app_name='my app': type letters, digits")
     plane.control.down()
@@ -382,6 +431,60 @@ def test_sandboxes_that_were_left_over_are_listed_and_ended_and_no_others(
     plane.control.restore()
     monkeypatch.setenv("MODAL_TOKEN_ID", "")
     assert "there is no token of Modal on this machine: type modal setup" in str(shell.run("%rlm sandboxes").error)
+
+
+def test_what_an_rlm_of_this_process_uses_is_found_and_never_ended_as_left_over(shell: Shell, plane: LocalModal) -> None:
+    place: dict[str, Any] = {"environment": "modal", "environment_kwargs": {"app_name": "by-an-rlm"}}
+    with scripted([code("llm_query('one')"), answer()], [Reply("ONE", hold=True)], **place) as (rlm, server):
+        run = rlm.start("c", "q")
+        server.wait_for(2)
+        plane.fail("SandboxTagsGetV2", "NOT_FOUND", "it has ended since it was listed")
+        assert shell.run("%rlm sandboxes").output.startswith(
+            "no sandbox of yours runs at Modal in the apps rlm-sandbox, by-an-rlm"
+        )
+        listed = shell.run("%rlm sandboxes").output
+        assert listed.splitlines()[1].endswith("in use by this notebook"), listed
+        assert shell.run("%rlm sandboxes --end all").output.startswith("nothing was left over")
+        server.release()
+        assert run.wait(60).value == "done"
+
+
+def test_p11_a_sandbox_that_is_taken_away_while_the_lm_writes_is_told_at_once(plane: LocalModal) -> None:
+    def root(request: Request) -> str | Reply:
+        if len(request.messages) == 2:
+            return code("print('kept')")
+        plane.preempt(plane.told().created[-1].sandbox)
+        return Reply(answer(), hold=True)  # nobody ever lets it go
+
+    with (
+        scripted(root, environment="modal") as (rlm, server),
+        pytest.raises(KernelDied, match="was terminated: by Modal") as lost,
+    ):
+        rlm.completion("c", "q")
+    assert len(server.requests) == 2
+    assert lost.value.result is not None
+    assert lost.value.result.sandbox_seconds is not None
+
+
+def test_the_way_to_make_the_times_equal_is_one_that_modal_takes() -> None:
+    def told(timeout: float, sandbox: int | None = None) -> str:
+        settings = RunSettings(model="demo", environment="modal", timeout=timeout, sandbox_timeout=sandbox)
+        (line,) = modal_launch.warnings(settings, modal_launch.place_of(settings))
+        return line
+
+    assert told(600.5).endswith("the run may take 601 s: --sandbox-timeout 601 makes them equal")
+    assert told(90_000).endswith("the run may take 90,000 s: --sandbox-timeout 86400 is the longest at Modal")
+    assert told(90_000, 86_400).endswith("the run may take 90,000 s: no sandbox lives longer")
+
+
+def test_set_up_code_is_read_as_ipython_reads_it_and_by_the_image_where_that_has_a_python_of_its_own() -> None:
+    for accepted in ("%pip install polars\n!ls\nawait f()", "%%bash\nif true; then ls; fi", "import re; re.compile('\\d')"):
+        launch.check(RunSettings(model="demo", setup_code=accepted))
+    newer = "def f[T](x: T) -> T: return x\ndef g(:"
+    with pytest.raises(SettingsError, match="--setup-code: this is no Python in line"):
+        launch.check(RunSettings(model="demo", setup_code=newer))
+    place = RunSettings(model="demo", environment="modal", image="python:3.15-slim", setup_code=newer)
+    launch.check_setup(place)
 
 
 def test_views_tell_the_step_that_takes_long_and_the_sandbox_while_it_runs() -> None:

@@ -6,11 +6,14 @@ another one: what cannot be had is refused, in one line, before anything is star
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
+import warnings
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+from rlm_jupyter.errors import SettingsError
 from rlm_jupyter.kernels.environment import Environment
 from rlm_jupyter.kernels.local import check_kernel, open_local
 from rlm_jupyter.settings import ENVIRONMENTS, RunSettings, size_text
@@ -65,6 +68,7 @@ class Launch:
 
 def check(settings: RunSettings) -> None:
     """Refuse an environment that cannot be had, in less than 5 s and with a SettingsError that says what to do."""
+    check_setup(settings)
     if settings.kernel is not None:
         check_kernel(settings.kernel)
     if settings.environment == "docker":
@@ -121,6 +125,23 @@ def _at_modal(settings: RunSettings) -> Launch:
         network_advice=modal_launch.network_advice(place),
         warnings=modal_launch.warnings(settings, place),
     )
+
+
+def check_setup(settings: RunSettings) -> None:
+    """Refuse set-up code that this Python cannot read, where it is to run in one of the same version: nothing is started."""
+    if not settings.setup_code or settings.kernel or settings.image:  # another Python may know newer syntax
+        return
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    flags = ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            code = TransformerManager().transform_cell(settings.setup_code)  # type: ignore[no-untyped-call]
+            compile(code, "set-up code", "exec", flags)
+    except (SyntaxError, ValueError) as error:  # ValueError: it holds a NUL
+        where = f" in line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+        told = " ".join(str(getattr(error, "msg", error)).split())[:200]
+        raise SettingsError(f"--setup-code: this is no Python{where}: {told}") from None
 
 
 def _limits(box: Box) -> str:

@@ -7,6 +7,7 @@ a missing or refused token and a network that does not lead there are one line e
 from __future__ import annotations
 
 import concurrent.futures
+import math
 import os
 import re
 import threading
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 from rlm_jupyter.errors import SettingsError
 from rlm_jupyter.kernels.client import cleaned
 from rlm_jupyter.kernels.images import check_name
-from rlm_jupyter.kernels.modal_place import ModalPlace, load
+from rlm_jupyter.kernels.modal_place import LONGEST, ModalPlace, load
 from rlm_jupyter.settings import MIB, MODAL_NAMES, PLACES, RunSettings, option, size_of
 
 T = TypeVar("T")
@@ -60,14 +61,22 @@ def _held(value: Any, objects: Mapping[str, Any]) -> Any:
 
 
 def _mebibytes(text: str) -> int:
-    return size_of(f"{text}m" if text.strip().isdecimal() else text) // MIB  # a plain number is MiB, as Modal's own are
+    if not text.strip().isdecimal():
+        return size_of(text) // MIB
+    try:
+        return size_of(f"{text}m") // MIB  # a plain number is MiB, as Modal's own are
+    except SettingsError:
+        raise SettingsError(f"--memory {text}: too little; type MiB, such as 4096, or a size, such as 4g") from None
 
 
 def check(settings: RunSettings) -> None:
     """Refuse what cannot be, in less than 5 s, with nothing created: settings, package, token, a way to Modal."""
     place = place_of(settings)
     if isinstance(place.image, str):
-        check_name(place.image)
+        try:
+            check_name(place.image)
+        except SettingsError as error:
+            raise SettingsError(f"{error}, or a variable that holds a modal.Image") from None
     check_objects(place, load())
     token_from()
     say_hello()
@@ -86,6 +95,8 @@ def check_objects(place: ModalPlace, modal: Any) -> None:
 def token_from() -> str:
     """Tell where this machine has its token from, without asking Modal about it; a SettingsError where it has none."""
     config = load().config
+    if os.environ.get("MODAL_IS_REMOTE") == "1":  # the SDK ignores tokens there
+        return "none is needed in a container at Modal"
     if not (config.config.get("token_id") and config.config.get("token_secret")) and not config.config.get(
         "oauth_refresh_token"
     ):
@@ -177,7 +188,7 @@ def warnings(settings: RunSettings, place: ModalPlace) -> tuple[str, ...]:
     """Give what a user should know before the first request."""
     if settings.timeout <= place.timeout:
         return ()
-    return (
-        f"the sandbox ends after {place.timeout:,} s, the run may take {settings.timeout:,.0f} s: "
-        f"--sandbox-timeout {settings.timeout:.0f} makes them equal",
-    )
+    seconds = math.ceil(settings.timeout)
+    longest = "no sandbox lives longer" if place.timeout == LONGEST else f"--sandbox-timeout {LONGEST} is the longest at Modal"
+    advice = f"--sandbox-timeout {seconds} makes them equal" if seconds <= LONGEST else longest
+    return (f"the sandbox ends after {place.timeout:,} s, the run may take {seconds:,} s: {advice}",)

@@ -8,6 +8,7 @@ it is needed and not before.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import getpass
 import importlib
 import math
@@ -45,8 +46,13 @@ MADE_BY = "rlm_jupyter"
 HOST, PROCESS, BEGUN = "host", "process", "begun"
 """Tags of a sandbox: the machine and the process that use it, and when it was asked for, in seconds since the epoch."""
 
+MOST: Mapping[str, int] = {"cpu": 10_000, "memory": 1 << 30}
+"""Cores, and MiB, above which it is a slip of the pen; what Modal has, it says itself."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_DOMAIN = re.compile(r"(?:\*\.)?[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)+")
+_DOMAIN = re.compile(
+    r"(?:\*\.)?[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*\.[A-Za-z][A-Za-z0-9-]*"
+)
 _GPU = re.compile(r"[A-Za-z][A-Za-z0-9-]*!?(?::[1-9][0-9]?)?")
 _GIVEN_BY_RLM = ("context_payload", "lm_handler_address")
 _SPELLED = {
@@ -169,7 +175,9 @@ class ModalPlace:
     def _check_network(self) -> None:
         if isinstance(self.network, str):
             if self.network not in ("closed", "open"):
-                hint = f'; type network=["{self.network}"]' if _DOMAIN.fullmatch(self.network) else ""
+                close = difflib.get_close_matches(self.network.lower(), ("closed", "open"), n=1)
+                domain = f'; type network=["{self.network}"]' if _DOMAIN.fullmatch(self.network) else ""
+                hint = f"; did you mean {close[0]}?" if close else domain
                 raise SettingsError(f"network={self.network!r} is neither 'closed' nor 'open' nor a list of domains{hint}")
         elif not isinstance(self.network, tuple) or not self.network:
             raise SettingsError("network must be 'closed', 'open', or a list of domains such as [\"pypi.org\"]")
@@ -187,6 +195,8 @@ class ModalPlace:
                 isinstance(part, whole) and not isinstance(part, bool) and 0 < part < math.inf for part in parts
             ):
                 raise SettingsError(f"{option}={value!r}: type {kind}, or two of them as (request, limit)")
+            if value is not None and max(parts) > MOST[option]:
+                raise SettingsError(f"{option}={value!r}: no machine has so much; type {kind}")
             if len(parts) == 2 and parts[0] > parts[1]:
                 raise SettingsError(f"{option}={value!r}: the request, {parts[0]:g}, is above the limit, {parts[1]:g}")
         regions = (self.region,) if isinstance(self.region, str) else self.region
@@ -269,6 +279,9 @@ def load() -> Any:
         raise SettingsError(
             "the package modal is not installed: type pip install 'rlm_jupyter[modal]', then modal setup"
         ) from None
+    except Exception as error:  # it reads its settings when it is imported, and refuses a file that is damaged
+        line = " ".join(str(error).split())[:300] or type(error).__name__
+        raise SettingsError(f"the package modal cannot be loaded: {line}") from None
 
 
 def tags() -> dict[str, str]:
