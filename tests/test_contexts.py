@@ -295,6 +295,18 @@ class Held:
         self.part = part
 
 
+class Closed:
+    """Nobody can name its parts from outside."""
+
+    __slots__ = ("_part",)
+
+    def __init__(self, part: Any) -> None:
+        self._part = part
+
+    def __reduce__(self) -> Any:
+        return Closed, (self._part,)
+
+
 class Failing:
     def __reduce__(self) -> Any:
         raise ValueError("not me\nnever")
@@ -364,6 +376,7 @@ def _odd_class() -> Any:
         ),
         (_archive, "docs is a numpy NpzFile, which is not data yet; docs = dict(docs)"),
         (_ring, "docs.part.part, a socket, cannot be sent"),
+        (lambda: [Closed(map(str, [1]))], "docs[0] holds something that is a map, which can be read only once"),
         (lambda: [_model()], "docs[0] is a pydantic model of a class that only this session has; pass docs[0].model_dump()"),
         (lambda: {"t": _odd_class()}, "docs['t'], an Odd, cannot be sent (PicklingWarning: Cannot "),
     ],

@@ -270,7 +270,8 @@ def refusal(value: Any, name: str, error: Exception) -> str:
     """Say which part of a value cannot be sent, and why."""
     where, item, error = _culprit(value, name, error)
     if isinstance(error, Unsendable):
-        return f"{where} {str(error).format(where=where)}"
+        named = error.item is item
+        return f"{where} {'' if named else 'holds something that '}{str(error).format(where=where if named else 'it')}"
     reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     return f"{where}, {_an(type(item).__name__)}, cannot be sent ({reason}); leave it out, or pass what it holds"
 
