@@ -9,6 +9,7 @@ import http.client
 import json
 import random
 import secrets
+import select
 import socket
 import threading
 from collections.abc import Iterator
@@ -446,6 +447,27 @@ def test_a_door_asks_for_what_is_left_and_not_for_what_another_thread_is_sending
         assert writing.result(WAIT) == 8
         assert (channel.total_outbufs_len, channel.writable()) == (4, True)
         assert theirs.recv(64) == b"1234"
+        channel.handle_close()
+
+
+def test_a_door_that_looked_away_while_another_thread_sent_is_woken(apps: Broker) -> None:
+    ours, theirs = socket.socketpair()
+    slow = Slow(ours.detach())
+    channel = Channel(apps.public, slow, ("", 0), apps.public.adj, map={})
+
+    def woken() -> bool:
+        return bool(select.select([apps.public.trigger.socket.fileno()], [], [], 0)[0])
+
+    with ThreadPoolExecutor(1) as pool, theirs:
+        writing = pool.submit(channel.write_soon, b"1234")
+        assert slow.begun.wait(WAIT)
+        assert not channel.readable(), "what is being sent goes first"
+        assert not channel.caught_up
+        assert not woken()
+        slow.go.set()
+        assert writing.result(WAIT) == 4
+        assert woken()
+        assert (channel.readable(), channel.caught_up) == (True, True)
         channel.handle_close()
 
 

@@ -114,7 +114,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         self.known = False
         self.gone: Callable[[], None] = lambda: None
         self._held = 0
-        self._flushing = False
+        self._flushing = self._missed = False
         self._parts: list[bytes] | None = None
         super().__init__(*args, **options)
         self.parser_class = lambda adj: _Request(self)
@@ -130,8 +130,8 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
     @property
     def caught_up(self) -> bool:
-        """Whether there is nothing that the door's own thread would have to do here."""
-        return not (self.requests or self.writable())
+        """Whether there is nothing that the door's own thread would have to do here, nor to hear of."""
+        return not (self.requests or self._missed or self.writable())
 
     @contextlib.contextmanager
     def joined(self) -> Iterator[None]:
@@ -156,6 +156,16 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             return bool(super()._flush_some(do_close=do_close))
         finally:
             self._flushing = False
+            if self._missed and not self.total_outbufs_len:
+                self.server.wake()
+
+    def readable(self) -> bool:
+        """Whether more may be read. Who makes it so, once the door's own thread was told that it may not, wakes it."""
+        self._missed = False
+        if super().readable():
+            return True
+        self._missed = True
+        return bool(super().readable())  # whoever made it so a moment ago did not know that it was missed
 
     def writable(self) -> bool:
         """Whether there are bytes to send that no thread is sending: the door's own would ask again and again, and take turns.
