@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# Three on two cores: a test waits for a third of its time, for kernels, containers and pages.
+SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo lab test retest test-matrix check docs bench mutants soak system-deps engine clean
@@ -23,13 +25,13 @@ test: $(VENV)/.dev  ## all tests; as root on Debian it installs the system parts
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  $(MAKE) --no-print-directory system-deps && \
 	  { $(MAKE) --no-print-directory engine || echo "no engine could be had: the tests that need one fail" >&2; }; fi
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not matrix" $(PYTEST)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not matrix" $(PYTEST)
 
 retest: $(VENV)/.dev  ## the tests that failed in the last `make test`, alone; not where more than three did
 	$(BIN)/python -m scripts.retest
 
 test-matrix: $(VENV)/.dev  ## the long tests: conformance on a local Modal control plane, every outage, live views on three versions of ipykernel
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m matrix $(PYTEST)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m matrix $(PYTEST)
 
 check: $(VENV)/.dev  ## ruff and mypy --strict
 	$(BIN)/ruff format --check .

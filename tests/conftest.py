@@ -122,6 +122,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(part): the test needs a system part: " + ", ".join(PARTS))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the browser's tests: some take half a minute, and at the end nothing would go beside them."""
+    items.sort(key=lambda item: item.path.parent.name != "browser")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("needs"):
         part = mark.args[0]
