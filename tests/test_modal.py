@@ -343,6 +343,32 @@ for n in range(200_000): print(f"{n:09d}")
 
 
 @matrix
+async def test_a_childs_answer_that_comes_after_the_reply_is_waited_for(shared: Environment, local_modal: LocalModal) -> None:
+    """The reply goes to the broker, the order that lays the answer ready to the supervisor: neither waits for the other."""
+    parent, below = Session(shared), Session(shared)
+    orders: list[asyncio.TimerHandle] = []
+
+    async def answer(request: CallRequest) -> Sequence[CallOutcome]:
+        below.kernel = await shared.start_kernel(answer, parent=parent.kernel)
+        await below.kernel.inherit(request.parcel, 0)
+        final = (await below.ok("FINAL_VAR([context, 1])")).result.final
+        assert final is not None
+        orders.append(asyncio.get_running_loop().call_later(1.0, below.kernel.bring, final, request.call, 0))
+        # What was handed over is not there a second time: that is told as soon as it is known.
+        orders.append(asyncio.get_running_loop().call_later(2.0, below.kernel.bring, final, request.call, 1))
+        return [CallOutcome(text="", brought=True)] * len(request.prompts)
+
+    parent.kernel = await shared.start_kernel(answer, children=2)
+    try:
+        told = "Error: the child's answer could not be read here (LMError: nothing lies ready there)"
+        assert await parent.out("print(rlm_query_batched(['first', 'second']))") == str([["first", 1], told])
+    finally:
+        for order in orders:
+            order.cancel()
+        for kernel in (below.kernel, parent.kernel):
+            await kernel.close()
+
+
 async def test_values_of_20_mb_arrive_whole_through_a_cut(repl: Session, local_modal: LocalModal) -> None:
     await repl.load(list(range(3_000_000)))
     before = local_modal.told().connections["router"]

@@ -19,7 +19,7 @@ from .asks import AskConnection
 from .fields import WireError
 from .finals import Finals, Held
 from .frames import Header
-from .loop import Loop
+from .loop import Loop, Timer
 from .outlet import EARLY_HALF, Outlet
 from .output import Keeper
 from .parcels import CONTEXT, Parcels, Piece
@@ -27,6 +27,8 @@ from .pipes import OutputPipes
 
 SECOND_SIGINT = 1.0
 KILL_AFTER = 2.0
+BROUGHT_WITHIN = 60.0
+"""Seconds for an order that lays a child's answer ready, once the reply that tells of it has come: it may be sent anew."""
 OUTSTANDING_CAP = 10_000
 CROWD = 256
 INTERRUPTED = "the cell was interrupted"
@@ -80,6 +82,7 @@ class Cells:
         self._kernel = kernel
         self._work: Work | None = None
         self._calls: dict[str, AskConnection] = {}
+        self._takers: dict[AskConnection, tuple[Header, Timer]] = {}
 
     def execute(self, cell: int, code: str) -> None:
         self._kernel.open_calls(cell)
@@ -289,16 +292,38 @@ class Cells:
         connection.answer({"refused": "the contexts could not be read"} if parcel is None else {"parcel": parcel})
 
     def _take(self, connection: AskConnection, header: Header) -> None:
-        """Hand over what lies ready for the kernel, also while it loads its context."""
-        found = self._kernel.parcels.take(header)
-        if found is None:
+        """Hand over what lies ready for the kernel, also while it loads its context; wait for what may be on its way still."""
+        if not self._hand_over(connection, header):
+            timer = self._kernel.loop.later(BROUGHT_WITHIN, lambda: self._refuse_taker(connection, "it came too late"))
+            self._takers[connection] = header, timer
+
+    def _hand_over(self, connection: AskConnection, header: Header) -> bool:
+        """Answer a kernel that takes something, unless it may be on its way still; whether it was answered."""
+        if (found := self._kernel.parcels.take(header)) is not None:
+            connection.answer(found[1].to_header(), fd=found[0])
+            os.close(found[0])
+        elif self._kernel.parcels.may_come(header):
+            return False
+        else:
             connection.answer({"refused": "nothing lies ready there"})
-            return
-        connection.answer(found[1].to_header(), fd=found[0])
-        os.close(found[0])
+        return True
+
+    def brought(self) -> None:
+        """Look again for those who wait: something was laid ready, or will not be."""
+        for connection, (header, timer) in list(self._takers.items()):
+            if self._hand_over(connection, header):
+                timer.cancel()
+                self._takers.pop(connection, None)
+
+    def _refuse_taker(self, connection: AskConnection, reason: str) -> None:
+        _, timer = self._takers.pop(connection)
+        timer.cancel()
+        connection.answer({"refused": reason})
 
     def hung_up(self, connection: AskConnection) -> None:
         """Take note that nobody waits on a connection any more."""
+        if (taker := self._takers.pop(connection, None)) is not None:
+            taker[1].cancel()
         call = connection.call
         if call and self._calls.pop(call, None) is not None:
             self._kernel.send(wire.Dropped(self._kernel.number, call))
@@ -310,6 +335,8 @@ class Cells:
         for call, connection in calls.items():
             self._kernel.send(wire.Dropped(self._kernel.number, call))
             connection.answer({"refused": reason})
+        for connection in list(self._takers):
+            self._refuse_taker(connection, reason)
 
 
 def execute_request(code: str, silent: bool = False) -> dict[str, Any]:

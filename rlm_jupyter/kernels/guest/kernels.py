@@ -75,7 +75,7 @@ class GuestKernel:
         if self.user is not None:
             os.chmod(path, 0o666)  # its token is what opens it
         self.finals = Finals(self.place.path("final"), caps["value"])
-        self.parcels = Parcels(self.place.path("final"), caps["context"])
+        self.parcels = Parcels(self.place.path("final"), caps["context"], late=hub.desk is not None)
         packages = hub.settings.get("packages", [])
         self._settings = {
             **caps,
@@ -198,13 +198,17 @@ class GuestKernel:
     def bring(self, order: wire.Bring, parent: GuestKernel | None) -> None:
         """Lay an answer ready for the parent; where either is gone, nothing lies there, and the parent is told so."""
         held = self.finals.give_away(order.number)
-        if held is None:
-            return
-        info, fd = held
         if parent is None or parent.dead:
-            os.close(fd)
+            if held is not None:
+                os.close(held[1])
+            return
+        place = (order.call, order.place)
+        if held is None:
+            parent.parcels.miss(place)
         else:
-            parent.parcels.put((order.call, order.place), (fd, Piece(info.form, 0, info.size, info.digest)))
+            info, fd = held
+            parent.parcels.put(place, (fd, Piece(info.form, 0, info.size, info.digest)))
+        parent.cells.brought()
 
     def value(self, number: int, offset: int) -> None:
         self.hub.send(wire.ValuePart(self.number, number, offset, self.finals.piece(number, offset)))

@@ -38,14 +38,19 @@ class Piece:
 
 
 class Parcels:
-    """The parcels of one kernel, and its shelf."""
+    """The parcels of one kernel, and its shelf.
 
-    def __init__(self, folder: str, cap: int) -> None:
+    `late`: what a reply tells of may be laid ready after the reply has come, as each takes a way of its own.
+    """
+
+    def __init__(self, folder: str, cap: int, *, late: bool) -> None:
         self._folder = folder
         self._cap = cap
+        self._late = late
         self._count = 0
         self._left: dict[int, tuple[int, tuple[Piece, ...]]] = {}
         self._shelf: dict[tuple[str, int], tuple[int, Piece]] = {}
+        self._missing: set[tuple[str, int]] = set()
 
     def leave(self, header: Header, fd: int | None) -> int | None:
         """Take over a descriptor with one value for each child; its number, or None where it is not what the code says."""
@@ -79,10 +84,17 @@ class Parcels:
             os.close(old[0])
         self._shelf[place] = thing
 
+    def miss(self, place: tuple[str, int]) -> None:
+        """Take note that nothing will lie ready there."""
+        self._missing.add(place)
+
     def take(self, header: Header) -> tuple[int, Piece] | None:
         """Give what lies ready, once; None where nothing does."""
-        call, place = header.get("call"), header.get("place")
-        return self._shelf.pop((call, place), None) if type(call) is str and type(place) is int else None
+        return self._shelf.pop(place, None) if (place := _place(header)) else None
+
+    def may_come(self, header: Header) -> bool:
+        """Whether what does not lie ready may still do so: only for a kernel that has left something for its children."""
+        return self._late and bool(self._left) and _place(header) not in (None, CONTEXT, *self._missing)
 
     def forget(self, header: Header) -> None:
         """Let a parcel go whose call is over."""
@@ -97,8 +109,14 @@ class Parcels:
 
     def clear_shelf(self) -> None:
         """Let go of what lies ready and was not taken."""
+        self._missing.clear()
         while self._shelf:
             os.close(self._shelf.popitem()[1][0])
+
+
+def _place(header: Header) -> tuple[str, int] | None:
+    call, place = header.get("call"), header.get("place")
+    return (call, place) if type(call) is str and type(place) is int else None
 
 
 def _pieces(header: Header) -> tuple[Piece, ...]:

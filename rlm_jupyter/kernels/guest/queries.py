@@ -132,12 +132,12 @@ class Queries(Helper):
         request = {"kind": "call", "call": call, "batch": batch, "model": model, "child": True, "parcel": parcel}
         request |= {"sizes": [len(data) for data in datas], "told": [len(text) for text in told]}
         outcomes, values = self._send_call(request, b"".join([*datas, *told]))
-        self._channel.ask({"kind": "forget", "parcel": parcel})
         for place in values:
             try:
                 outcomes[place] = self.taken(call, place), False
             except Exception as error:  # a value's own code may raise anything
                 outcomes[place] = f"the child's answer could not be read here ({type(error).__name__}: {error})"[:2000], True
+        self._channel.ask({"kind": "forget", "parcel": parcel})
         return outcomes
 
     def _leave(self, prompts: list[str], contexts: list[Any]) -> tuple[int, list[bytes]]:
