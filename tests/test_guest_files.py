@@ -1,12 +1,17 @@
-"""Files that the host puts into the run's folder: whole and in order, or told when they are used."""
+"""Files that the host puts into the run's folder: whole and in order, or told when they are used; and those without a name."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 from pathlib import Path
 
+import pytest
+
 from rlm_jupyter.kernels.guest import wire
 from rlm_jupyter.kernels.guest.files import Files
+from rlm_jupyter.kernels.guest.memfiles import unnamed
 
 
 def test_pieces_that_came_as_files_are_put_together_and_removed(tmp_path: Path) -> None:
@@ -45,3 +50,24 @@ def test_links_are_not_followed_when_pieces_are_put_together(tmp_path: Path) -> 
         assert "could not be put together" in files.failure(whole)
     assert outside.read_bytes() == b"mine"
     assert (folder / "context-2").read_bytes() == b"theirs"
+
+
+def test_an_answer_goes_by_the_disk_where_its_pages_cannot_be_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux refuses a seal with EBUSY while it moves a page, which comes to nothing a moment later."""
+    pieces, before = [b"one", b"two" * 100_000], os.listdir("/proc/self/fd")
+
+    def busy(fd: int, command: int, *rest: int) -> int:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(fcntl, "fcntl", busy)
+    fd = unnamed(pieces, 300_003, str(tmp_path))
+    monkeypatch.undo()
+    try:
+        assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+        assert os.pread(fd, 1 << 20, 0) == b"".join(pieces)
+    finally:
+        os.close(fd)
+    assert (os.listdir(tmp_path), os.listdir("/proc/self/fd")) == ([], before)
+    fd = unnamed(pieces, 300_003, str(tmp_path))
+    assert fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE
+    os.close(fd)

@@ -17,28 +17,34 @@ def unnamed(pieces: list[Any], size: int, folder: str) -> int:
 
     Else it is one on disk, which is open for reading only.
     """
-    fd = reading = -1
     if size <= _IN_MEMORY and hasattr(os, "memfd_create"):
-        with contextlib.suppress(OSError):
-            fd = os.memfd_create("final", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    sealed = fd >= 0
-    if not sealed:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        path = os.path.join(folder, secrets.token_hex(16))
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        reading = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        os.unlink(path)
+        with contextlib.suppress(OSError):  # EBUSY of sealing: the machine is just moving one of the pages
+            return _sealed(pieces)
+    return _on_disk(pieces, folder)
+
+
+def _sealed(pieces: list[Any]) -> int:
+    fd = os.memfd_create("final", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         with open(fd, "wb", closefd=False) as file:
             file.writelines(pieces)
-        if sealed:
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
     except BaseException:
         os.close(fd)
-        if reading >= 0:
-            os.close(reading)
         raise
-    if sealed:
-        return fd
-    os.close(fd)
+    return fd
+
+
+def _on_disk(pieces: list[Any], folder: str) -> int:
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    path = os.path.join(folder, secrets.token_hex(16))
+    with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        reading = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.unlink(path)
+            file.writelines(pieces)
+            file.flush()
+        except BaseException:
+            os.close(reading)
+            raise
     return reading
